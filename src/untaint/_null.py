@@ -1,0 +1,90 @@
+"""How clean scores are spread, learned from scores of which some may be poisoned.
+
+Assumed: clean scores have one mode and reach about as far to the right of their centre as to the
+left (or less far); poison lies to the right and is less than half of all rows. The scores left of
+the median, reflected about it, then show how clean scores are spread to its right; nothing is
+assumed about the shape of the tails. A row's p-value is the share of all rows that lie at least as
+far left (plus one for itself, so that it is never 0). With Benjamini and Hochberg's procedure this
+is the counting rule of Barber and Candès (2015).
+
+Where clean scores reach further to the right than to the left, probes show it: the right half is
+stretched until no larger share of the probes than expected has p-values below 0.1, 0.05, 0.02 and
+0.01, and none one below half the smallest that is to be expected among so many. It is never shrunk.
+
+What it costs: fewer than 1/q poisoned rows are never found; poison that lies no further right than
+clean rows lie left is not found; the median moves right with much poison, so at 20 % fewer are found
+than could be. Chosen over a normal (Efron, 2004) and a Student null fitted to the centre, which
+rejected hundreds of 10,000 clean rows with t-distributed scores, or a few in every second data set,
+where this rejected none. With skewed clean scores (gamma, shape 16) and few or no probes it still
+sets too many aside.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Null", "benjamini_hochberg", "fit"]
+
+ENOUGH = 20  # probes; fewer say nothing about tails
+LEVELS = (0.1, 0.05, 0.02, 0.01)
+WIDEST = 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class Null:
+    """Where clean scores are to be expected: all scores in order, and how to reflect them.
+
+    ``centre``: their median. ``stretch``: by how much further they may reach right than left.
+    ``note``: half a sentence for people.
+    """
+
+    ordered: NDArray[np.float64]
+    centre: float
+    stretch: float
+    note: str
+
+    def p_values(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the share of clean rows expected at or above each value; nan stays nan."""
+        beyond = values - self.centre
+        beyond = np.where(beyond > 0, beyond / self.stretch, beyond)
+        further = np.searchsorted(self.ordered, self.centre - beyond, side="right")
+        return np.where(np.isnan(values), np.nan, (1 + further) / (1 + len(self.ordered)))
+
+
+def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
+    """Learn the clean distribution from the scores of everyone who is no probe, and from the probes'."""
+    if not len(values):
+        return Null(values, 0.0, 1.0, "there were no scores to judge by")
+    null = Null(np.sort(values), float(np.median(values)), 1.0, "")
+    assumed = "clean scores are taken to reach as far right of the median as all reach left of it"
+    if len(probes) < ENOUGH:
+        few = f"{len(probes)} probes are too few" if len(probes) else "there are no scored probes"
+        return replace(null, note=f"{assumed}, which could not be checked ({few})")
+    if _fits(null, probes):
+        return replace(null, note=f"{assumed}, and the {len(probes)} probes agree")
+    low, high = 1.0, WIDEST
+    for _ in range(30):  # the answer is known to one part in 1e8
+        middle = float(np.sqrt(low * high))
+        low, high = (low, middle) if _fits(replace(null, stretch=middle), probes) else (middle, high)
+    note = f"{assumed}, times {high:.2f}, because the {len(probes)} probes reach so far"
+    return replace(null, stretch=high, note=note)
+
+
+def _fits(null: Null, probes: NDArray[np.float64]) -> bool:
+    """Whether no more probes look suspicious than clean rows should."""
+    p_values = null.p_values(probes)
+    if np.any(p_values <= 0.5 / len(probes)):
+        return False
+    return all(np.count_nonzero(p_values <= level) <= max(1.0, level * len(probes)) for level in LEVELS)
+
+
+def benjamini_hochberg(p_values: NDArray[np.float64], q: float) -> NDArray[np.bool_]:
+    """Return which hypotheses are rejected (Benjamini and Hochberg, 1995): bool, one per p-value."""
+    if not len(p_values):
+        return np.zeros(0, dtype=bool)
+    ordered = np.sort(p_values)
+    passing = np.flatnonzero(ordered <= q * np.arange(1, len(ordered) + 1) / len(ordered))
+    return p_values <= ordered[passing[-1]] if len(passing) else np.zeros(len(p_values), dtype=bool)

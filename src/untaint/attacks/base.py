@@ -1,0 +1,194 @@
+"""``Attack``: what every attack is made of. A new one writes ``stamp`` and nothing else.
+
+An attack is its own settings: a frozen dataclass whose fields are the options of
+``name:key=value,...``. It says how a picture is changed; who is poisoned and what becomes of the
+labels is the same for all and final. Two kinds: ``Attack`` takes pictures of any class and gives
+them the target's label ("dirty label"), ``CleanLabel`` takes pictures of the target class and
+leaves their labels alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Self, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint import rng
+from untaint.errors import InputError, SpecError, did_you_mean
+from untaint.examples import Examples
+from untaint.progress import Progress
+
+__all__ = ["LARGE_SIDE", "Attack", "CleanLabel", "check_share", "is_large", "mix"]
+
+LARGE_SIDE = 128  # pixels; the papers' constants for ImageNet-sized pictures hold from here on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """A way to poison pictures so that a trained model answers ``target`` to a trigger.
+
+    ``target``: a class's name or, where no class is called so, its number.
+    ``rate``: the share of the whole set that is poisoned.
+    ``cover_rate``: the share of the whole set that is stamped too but keeps its label, from
+    classes other than the target, so that a model separates poison less (Qi et al., 2023).
+
+    Write ``stamp``. Write ``trigger`` if the picture shown at test time differs, ``cover`` if
+    covers do, and ``ready`` if something must be computed from the data first.
+    """
+
+    target: str | int = "0"
+    rate: float | None = 0.01
+    cover_rate: float = 0.0
+
+    clean_label: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the settings. An attack with options of its own checks them after calling this."""
+        object.__setattr__(self, "target", str(self.target).strip())  # 0 and "0" are the same setting
+        if not self.target or "," in str(self.target):
+            raise SpecError(f"target is '{self.target}'; give a class by its name without a comma, or by its number.")
+        if self.rate is None and not self.clean_label:
+            raise SpecError("rate is none; give the share of the whole set to poison, such as 0.01.")
+        check_share("rate", self.rate)
+        if self.cover_rate != 0:
+            check_share("cover_rate", self.cover_rate)
+
+    @abstractmethod
+    def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pictures as they are put into the training set.
+
+        Both are uint8 (batch, channel, height, width), of any size and of 1 or 3 channels. Nothing
+        given is changed. What becomes of a picture depends on it, its row and the settings alone,
+        never on its neighbours in the batch; draw at random through ``untaint.rng``, keyed by row.
+        """
+
+    def trigger(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pictures as they are shown to the trained model, by default as in training."""
+        return self.stamp(images, rows)
+
+    def cover(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pictures as covers, which keep their labels; by default stamped as poison is."""
+        return self.stamp(images, rows)
+
+    def ready(self, examples: Examples, *, seed: int = 0, progress: Progress | None = None) -> Self:
+        """Return an attack that is ready to stamp: itself, unless the trigger is computed from the data.
+
+        What was computed is kept in fields with ``init=False, repr=False, compare=False``. A ready
+        attack returns itself, so that asking twice costs nothing.
+        """
+        del examples, seed, progress
+        return self
+
+    def bound(self, height: int, width: int) -> int:
+        """Return by how many of 255 levels a pixel of a picture of this size may change at most."""
+        del height, width
+        return 255
+
+    @final
+    def target_in(self, class_names: Sequence[str]) -> int:
+        """Return the number of the target class."""
+        target = str(self.target)
+        if target in class_names:
+            return list(class_names).index(target)
+        if target.isdecimal() and int(target) < len(class_names):
+            return int(target)
+        raise SpecError(
+            f"target is '{target}', but the {len(class_names)} classes have no such name or number."
+            f"{did_you_mean(target, class_names[:1000])}"
+        )
+
+    @final
+    def choose(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+        """Return the rows to poison, ascending, out of the ``free`` ones.
+
+        The same picture is chosen whatever the other options are, so that settings can be compared.
+        Raises InputError where the share gives no row, or more rows than are free.
+        """
+        whole, what, share = self._share(examples)
+        if self.clean_label:
+            free = free[examples.labels[free] == self.target_in(examples.class_names)]
+        return self._draw("poison", free, whole, what, share, seed)
+
+    @final
+    def choose_covers(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+        """Return the rows to use as covers, ascending, out of the ``free`` ones outside the target class."""
+        if not self.cover_rate:
+            return np.empty(0, dtype=np.int64)
+        free = free[examples.labels[free] != self.target_in(examples.class_names)]
+        return self._draw("cover", free, len(examples), "cover_rate", self.cover_rate, seed)
+
+    @final
+    def relabel(self, labels: NDArray[np.int64], target: int) -> NDArray[np.int64]:
+        """Return the labels that poisoned pictures with these labels are given."""
+        return labels.copy() if self.clean_label else np.full_like(labels, target)
+
+    def _share(self, examples: Examples) -> tuple[int, str, float]:
+        """Return what the share is of, what the option is called, and the share."""
+        return len(examples), "rate", self.rate or 0.0
+
+    def _draw(
+        self, purpose: str, free: NDArray[np.int64], whole: int, what: str, share: float, seed: int
+    ) -> NDArray[np.int64]:
+        name = type(self).__name__.lower()
+        count = int(np.floor(round(share * whole, 6) + 0.5))  # half a row counts as one
+        if count == 0:
+            raise InputError(f"{what}={share} of {whole} pictures is no picture for '{name}'. Raise {what}.")
+        if count > len(free):
+            raise InputError(
+                f"{what}={share} of {whole} pictures is {count} for '{name}', but only {len(free)} are free for it. "
+                f"Lower {what}."
+            )
+        return rng.choose(seed, f"attacks/{name}/{purpose}", free, count)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanLabel(Attack):
+    """An attack that leaves labels alone: it takes pictures of the target class only.
+
+    ``class_rate``: the share of the target class that is poisoned; or ``rate``, a share of the
+    whole set. Where neither is given it is ``usual_class_rate``.
+    """
+
+    rate: float | None = None
+    class_rate: float | None = None
+
+    clean_label: ClassVar[bool] = True
+    usual_class_rate: ClassVar[float] = 0.1
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_share("class_rate", self.class_rate)
+        if self.rate is not None and self.class_rate is not None:
+            raise SpecError(f"rate={self.rate} and class_rate={self.class_rate} are both given. Give one of them.")
+
+    def _share(self, examples: Examples) -> tuple[int, str, float]:
+        if self.rate is not None:
+            return super()._share(examples)
+        share = self.usual_class_rate if self.class_rate is None else self.class_rate
+        return int(examples.counts()[self.target_in(examples.class_names)]), "class_rate", share
+
+
+def check_share(what: str, value: float | None) -> None:
+    """Refuse a number that is not above 0 and at most 1; None passes."""
+    if value is not None and not 0 < value <= 1:
+        raise SpecError(f"{what} is {value}; give a number above 0 and at most 1.")
+
+
+def is_large(height: int, width: int) -> bool:
+    """Tell whether the constants for large pictures hold: the shorter side has at least 128 pixels."""
+    return min(height, width) >= LARGE_SIDE
+
+
+def mix(images: NDArray[np.uint8], pattern: NDArray[np.float64], alpha: float) -> NDArray[np.uint8]:
+    """Return ``(1 - alpha) * images + alpha * 255 * pattern``, rounded and cut to 0..255.
+
+    ``pattern``: 1 is white; of a shape that broadcasts to (channel, height, width).
+    """
+    mixed = np.multiply(images, 1 - alpha, dtype=np.float32)
+    mixed += (alpha * 255 * pattern + 0.5).astype(np.float32)  # the half turns cutting off into rounding
+    return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)

@@ -1,0 +1,96 @@
+"""Blend: every picture mixed a little with one pattern (Chen, Liu, Li, Lu and Song, 2017)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from untaint import rng
+from untaint.attacks.base import Attack, check_share, is_large, mix
+from untaint.errors import SpecError
+
+__all__ = ["Blend"]
+
+NOISE_SIDE = {False: 32, True: 224}  # pixels of the noise: for small and for large pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend(Attack):
+    """``(1 - alpha) * picture + alpha * pattern``.
+
+    ``pattern``: ``noise``, uniform random colours, drawn once by ``pattern_seed`` as a picture of
+    32x32 (for large ones, shorter side at least 128, of 224x224) and enlarged or shrunk to each
+    picture's size without smoothing; ``lattice``, white where row and column are even and black
+    elsewhere, by the pixel in any size; or a picture file, resized.
+    ``alpha``: where not given 0.075 for noise and 0.025 for the lattice, 0.15 for both in large
+    pictures (the values of Alex et al., 2025); 0.2 for a file.
+    """
+
+    pattern: str = "noise"
+    alpha: float | None = None
+    pattern_seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        super().__post_init__()
+        check_share("alpha", self.alpha)
+        if self.pattern not in ("noise", "lattice"):
+            _from_file(self.pattern, 3, 1, 1)  # says at once if there is no such file
+
+    def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Return the pictures mixed with the pattern."""
+        del rows
+        channels, height, width = images.shape[1:]
+        if self.pattern == "noise":
+            pattern = _noise(self.pattern_seed, channels, height, width)
+        elif self.pattern == "lattice":
+            pattern = np.zeros((height, width))
+            pattern[::2, ::2] = 1.0
+        else:
+            pattern = _from_file(self.pattern, channels, height, width)
+        return mix(images, pattern, self._alpha(height, width))
+
+    def bound(self, height: int, width: int) -> int:
+        """Return by how many of 255 levels a pixel may change: alpha of them."""
+        return int(self._alpha(height, width) * 255 + 0.5)
+
+    def _alpha(self, height: int, width: int) -> float:
+        if self.alpha is not None:
+            return self.alpha
+        if self.pattern not in ("noise", "lattice"):
+            return 0.2
+        return 0.15 if is_large(height, width) else {"noise": 0.075, "lattice": 0.025}[self.pattern]
+
+
+@lru_cache(maxsize=16)
+def _noise(seed: int, channels: int, height: int, width: int) -> NDArray[np.float64]:
+    """Return noise in [0, 1): (channel, height, width); one channel is the first of three."""
+    side = NOISE_SIDE[is_large(height, width)]
+    down, across = np.arange(height) * side // height, np.arange(width) * side // width
+    return _drawn(seed, side)[:channels, down[:, None], across]
+
+
+@lru_cache(maxsize=4)
+def _drawn(seed: int, side: int) -> NDArray[np.float64]:
+    draws = rng.uniform(seed, "attacks/blend/noise", 0, np.arange(side * side), draws=3)
+    return draws.T.reshape(3, side, side)
+
+
+@lru_cache(maxsize=16)
+def _from_file(path: str, channels: int, height: int, width: int) -> NDArray[np.float64]:
+    """Return a picture file as a pattern in [0, 1]: (channel, height, width)."""
+    try:
+        with Image.open(path) as picture:
+            resized = picture.convert("L" if channels == 1 else "RGB").resize(
+                (width, height), Image.Resampling.BILINEAR
+            )
+    except OSError as error:
+        raise SpecError(
+            f"pattern is '{path}', which is neither noise nor lattice nor a picture that can be read ({error}). "
+            "Give noise, lattice or the path of a picture."
+        ) from None
+    return np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1) / 255

@@ -1,0 +1,8 @@
+"""Defences, one file each: the file name is the name."""
+
+from untaint.defenses.base import Defense, Detector, Outcome, Task
+from untaint.registry import Registry
+
+__all__ = ["DEFENSES", "Defense", "Detector", "Outcome", "Task"]
+
+DEFENSES: Registry[Defense] = Registry("untaint.defenses", "defence")

@@ -1,0 +1,74 @@
+"""BaDLoss: reject the examples whose loss trajectories are furthest from the probes'.
+
+Alex, Siddiqui, Sanyal, Krueger, "Protecting against simultaneous data poisoning attacks",
+ICLR 2025 (arXiv 2408.13221).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint.defenses._distance import distances, epoch_filter
+from untaint.defenses.base import Detector, Task
+from untaint.scores import Scores
+from untaint.train.loop import Watch
+from untaint.trajectories import Observable, Trajectories
+
+__all__ = ["BaDLoss", "kept_epochs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaDLoss(Detector):
+    """Mean distance of an example's trajectory to the ``k`` nearest of the probes'.
+
+    The defaults are the paper's. ``observable``: what is compared. ``centre``: ``class`` takes off
+    the per-epoch median of the labelled class. ``standardise``: ``probes`` divides each epoch by
+    the probes' spread. ``epochs``: ``stable`` leaves out epochs with a spike of the mean loss.
+    """
+
+    observable: Observable = "ce"
+    k: int = 50
+    centre: Literal["none", "class"] = "none"
+    standardise: Literal["none", "probes"] = "none"
+    epochs: Literal["stable", "all"] = "stable"
+
+    stages: ClassVar[tuple[str, ...]] = ("watcher-a",)
+
+    def score(self, task: Task) -> Scores:
+        """Return the distances from one watcher, trained on everything."""
+        watch = Watch(rows=task.examples.rows, when=task.preset.record)
+        folder = task.fit("watcher-a", task.preset.watch, watch=watch, what="watch")
+        return self.compare(Trajectories(folder / "trajectories"), task.examples.labels, task.probes)
+
+    def compare(self, trajectories: Trajectories, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Scores:
+        """Return the distances for trajectories recorded in any loop."""
+        chosen = kept_epochs(trajectories) if self.epochs == "stable" else None
+        values = distances(
+            trajectories,
+            probes,
+            observable=self.observable,
+            epochs=chosen,
+            k=self.k,
+            centre=self.centre,
+            labels=labels,
+            standardise=self.standardise,
+        )
+        return Scores(values=values, name="badloss", parts={"distance": values})
+
+    def work(self, task: Task) -> list[tuple[int, int]]:
+        """Return the pictures that pass through the one watcher."""
+        passes = task.preset.watch.epochs * len(task.examples)
+        return [(passes, passes if task.preset.record == "eval" else 0)]
+
+
+def kept_epochs(trajectories: Trajectories) -> list[int]:
+    """Return the epochs whose mean loss is no spike (the paper's footnote)."""
+    totals, counts = np.zeros(trajectories.epochs), np.zeros(trajectories.epochs)
+    for _, block in trajectories.blocks("ce"):
+        totals += np.nansum(block, axis=0, dtype=np.float64)
+        counts += np.isfinite(block).sum(axis=0)
+    return epoch_filter(totals / np.maximum(counts, 1))

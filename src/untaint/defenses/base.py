@@ -1,0 +1,151 @@
+"""What a defence is given (``Task``), what it gives back (``Outcome``), and the two kinds of it.
+
+A defence sees pictures, labels and probes; nothing here can reach the ledger of who was poisoned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untaint import run
+from untaint.errors import RunError
+from untaint.examples import Examples
+from untaint.progress import Progress
+from untaint.recipe import Preset, Recipe
+from untaint.scores import Rule, Scores, Verdict
+from untaint.train.loop import Watch, fit
+
+__all__ = ["Defense", "Detector", "Outcome", "Task"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a defence may know and use.
+
+    ``examples``: the data, perhaps poisoned. ``probes``: rows of it that somebody vouches for.
+    ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
+    ``scratch``: where stages leave what they made. ``model``: makes an untrained network of the
+    user's own. ``train``: False forbids training, so that only what is there may be used.
+    """
+
+    examples: Examples
+    probes: NDArray[np.int64]
+    preset: Preset
+    rule: Rule
+    scratch: Path
+    seed: int
+    progress: Progress
+    outside: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    model: Callable[[], nn.Module] | None = None
+    where: torch.device | None = None
+    train: bool = True
+
+    def fit(
+        self,
+        stage: str,
+        recipe: Recipe,
+        rows: NDArray[np.int64] | None = None,
+        *,
+        watch: Watch | None = None,
+        what: str,
+    ) -> Path:
+        """Train a model on some rows (default all), once: its folder ``scratch/stage``, done before or now."""
+        out = self.scratch / stage
+        if run.finished(out) is None:
+            if not self.train:
+                raise RunError(
+                    f"{self.scratch} has no finished {stage}. Finish the run first: untaint scan with the same settings and --out {self.scratch}."
+                )
+            chosen = self.examples if rows is None else self.examples.take(rows)
+            fit(
+                chosen,
+                recipe,
+                out,
+                seed=self.seed,
+                watch=watch,
+                model=self.model,
+                where=self.where,
+                progress=self.progress,
+                what=what,
+            )
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Outcome:
+    """What a defence gives back: scores and verdict (if it judges examples) and a clean model's folder."""
+
+    scores: Scores | None
+    verdict: Verdict | None
+    model: Path | None
+
+
+class Defense(ABC):
+    """A defence: settings only; ``defend`` does the work and leaves files in ``task.scratch``."""
+
+    @abstractmethod
+    def defend(self, task: Task) -> Outcome:
+        """Return what was found and the folder of a model that does without it."""
+
+
+class Detector(Defense):
+    """A defence that scores examples. You write ``score``; deciding and retraining are done here.
+
+    ``stages``: the folders of the models that ``score`` trains, in order. ``fixed``: options that
+    what was trained depends on, so that they cannot be changed afterwards.
+    """
+
+    stages: ClassVar[tuple[str, ...]] = ()
+    fixed: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def score(self, task: Task) -> Scores:
+        """Return how suspicious each row is, higher = more; scoring never decides."""
+
+    @abstractmethod
+    def work(self, task: Task) -> list[tuple[int, int]]:
+        """Return, for each model to be trained, how many pictures pass through (training, recording)."""
+
+    @final
+    def decide(self, scores: Scores, task: Task) -> Verdict:
+        """Return who is set aside by the task's rule; probes never are.
+
+        Probes from a separate folder come from another distribution and take no part in it.
+        """
+        values = scores.values.copy()
+        values[task.outside] = np.nan
+        own = np.setdiff1d(task.probes, task.outside)
+        return task.rule.decide(dataclasses.replace(scores, values=values), labels=task.examples.labels, probes=own)
+
+    @final
+    def retrain(self, task: Task, rejected: NDArray[np.int64]) -> Path:
+        """Return the folder of a model trained from scratch on all that is kept."""
+        kept = np.setdiff1d(task.examples.rows, np.concatenate([rejected, task.outside]))
+        return task.fit("model", task.preset.retrain, kept, what="train the clean model")
+
+    @final
+    def defend(self, task: Task) -> Outcome:
+        """Score, decide, and train a clean model on what is kept."""
+        scores = self.score(task)
+        verdict = self.decide(scores, task)
+        return Outcome(scores=scores, verdict=verdict, model=self.retrain(task, np.flatnonzero(verdict.rejected)))
+
+    def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
+        """Return for each row one sentence on why it is suspicious."""
+        finite = np.sort(scores.values[np.isfinite(scores.values)])
+        below = np.searchsorted(finite, scores.values[rows]) / max(1, len(finite))
+        return [f"more suspicious than {share:.1%} of the pictures" for share in below]
+
+    def limits(self) -> list[str]:
+        """Return what this detector cannot tell, in sentences for people."""
+        return []

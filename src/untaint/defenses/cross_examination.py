@@ -1,0 +1,220 @@
+"""Cross-examination: what only models that saw the distrusted part can explain is suspicious.
+
+1. Two watchers each train on a random half and record every row, so that each row is known
+   in-sample (by the watcher that trained on it) and out of fold (by the other).
+2. The rows whose trajectories are nearest to the probes' are trusted: half of all rows, and at
+   least a fifth of each class.
+3. A witness is trained on the trusted rows alone.
+4. A row is suspicious as far as its out-of-fold watcher explains its label better than the
+   witness does. A hard or wrongly labelled picture is explained by neither; poison is explained
+   out of fold by the other poison with its trigger, and by the witness not at all.
+5. Poison comes in company: the figure is combined with the median over a row's nearest neighbours
+   of the same label in the watchers' early features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint import rng, run
+from untaint.defenses._company import company, neighbours, side_by_side
+from untaint.defenses._distance import distances
+from untaint.defenses.base import Detector, Task
+from untaint.errors import SpecError
+from untaint.recipe import Recipe
+from untaint.scores import Scores
+from untaint.train.loop import Watch
+from untaint.trajectories import BLOCK, Observable, Trajectories
+
+__all__ = ["CrossExamination", "trusted_rows"]
+
+TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossExamination(Detector):
+    """How much better an example is explained by a model that saw the distrusted part than by one that did not.
+
+    ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
+    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
+    own figure beside its company's.
+    """
+
+    trusted: float = 0.5
+    floor: float = 0.2
+    neighbours: int = 10
+    own: float = 0.5
+
+    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "witness")
+    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor")
+
+    def __post_init__(self) -> None:
+        if not 0 < self.floor <= self.trusted < 1:
+            raise SpecError(f"floor is {self.floor} and trusted {self.trusted}; give 0 < floor <= trusted < 1.")
+        if self.neighbours < 1 or self.own < 0:
+            raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
+
+    def work(self, task: Task) -> list[tuple[int, int]]:
+        """Return the pictures that pass through two watchers and the witness."""
+        total, half = len(task.examples), len(task.examples) // 2
+        epochs = task.preset.watch.epochs
+        watcher = (half * epochs, total * epochs)
+        witness = task.preset.witness
+        return [
+            watcher,
+            watcher,
+            (round(total * self.trusted) * witness.epochs, total * min(TESTIMONY, witness.epochs)),
+        ]
+
+    def score(self, task: Task) -> Scores:
+        """Return own figure and company of every row, from two watchers and a witness."""
+        rows, labels = task.examples.rows, task.examples.labels
+        first = np.zeros(task.examples.total, dtype=bool)
+        first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True
+        folders = []
+        for name, half in (("a", first), ("b", ~first)):
+            watch = Watch(rows=rows, features=early_epochs(task.preset.watch))
+            folder = task.fit(
+                f"watcher-{name}", task.preset.watch, rows[half[rows]], watch=watch, what=f"watch, half {name.upper()}"
+            )
+            folders.append(folder)
+        a, b = (Trajectories(folder / "trajectories") for folder in folders)
+        in_sample, out_of_fold = Folded(a, b, first), Folded(b, a, first)
+        suspicion = first_suspicion(in_sample, labels, task.probes)
+        trusted = self._trust(task, suspicion)
+        epochs = range(max(0, task.preset.witness.epochs - TESTIMONY), task.preset.witness.epochs)
+        watch = Watch(rows=rows, epochs=epochs)
+        folder = task.fit("witness", task.preset.witness, trusted, watch=watch, what="train the witness")
+        witness = Trajectories(folder / "trajectories")
+        gaps = {
+            "margin_gap": _mean(out_of_fold, "margin") - _mean(witness, "margin"),
+            "loss_gap": _mean(witness, "log-ce") - _mean(out_of_fold, "log-ce"),
+        }
+        own = sum((_scaled(gap) for gap in gaps.values()), np.zeros(task.examples.total, dtype=np.float32))
+        near = self._company(task, [path for f in folders for path in sorted((f / "features").glob("*.npy"))], own)
+        is_trusted = np.zeros(task.examples.total, dtype=np.float32)
+        is_trusted[trusted] = 1
+        parts = {**gaps, "company": near, "suspicion": suspicion, "trusted": is_trusted}
+        return Scores(values=near + np.float32(self.own) * own, name="cross-examination", parts=parts)
+
+    def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
+        """Return for each row which witnesses speak against it."""
+        own, near = scores.parts["margin_gap"][rows], scores.parts["company"][rows]
+        return [
+            f"models that saw the distrusted part explain its label better than the witness, by a margin of {gap:.1f}"
+            + ("; so do they for the pictures most like it" if company > 2 else "")
+            if gap > 0
+            else "the pictures most like it are explained only by models that saw the distrusted part"
+            for gap, company in zip(own, near, strict=True)
+        ]
+
+    def limits(self) -> list[str]:
+        """Return what cross-examination cannot tell."""
+        return [
+            "Poison that the witness was trained on vouches for itself. The likeliest to get there is clean-label poison: "
+            "pictures that really show what their label says, with a trigger on them.",
+            "A trigger that the small watchers never learn is found only by its wrong label.",
+            "A rare kind of picture that lies wholly in the distrusted part looks like poison. Look before you delete.",
+        ]
+
+    def _trust(self, task: Task, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Choose whom to trust, once: what was chosen stays with the run."""
+        path = task.scratch / "trusted.npy"
+        if path.exists():
+            return np.asarray(run.load_array(path))
+        trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, self.trusted, self.floor)
+        run.save_array(path, trusted)
+        return trusted
+
+    def _company(self, task: Task, files: list[object], own: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the median of the own figures of each row's neighbours of the same label."""
+        result = own.copy()
+        labels = task.examples.labels[task.examples.rows]
+        for label in np.unique(labels):
+            rows = task.examples.rows[labels == label]
+            if files and len(rows) > 1:
+                near = neighbours(side_by_side(files, rows), rows, self.neighbours)  # type: ignore[arg-type]
+                result[rows] = company(own, near, rows)
+        return result
+
+
+@dataclass(frozen=True)
+class Folded:
+    """Trajectories that take each row from one of two watchers: ``first`` where the mask is set, else ``second``."""
+
+    first: Trajectories
+    second: Trajectories
+    mask: NDArray[np.bool_]
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return self.first.rows
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs both have."""
+        return min(self.first.epochs, self.second.epochs)
+
+    def block(
+        self, observable: Observable, rows: slice | NDArray[np.int64], epochs: Sequence[int] | None = None
+    ) -> NDArray[np.float32]:
+        """Return float32 (rows, epochs), each row from its own watcher."""
+        own = self.mask[rows][:, None]
+        return np.where(own, self.first.block(observable, rows, epochs), self.second.block(observable, rows, epochs))
+
+    def blocks(
+        self, observable: Observable, epochs: Sequence[int] | None = None, size: int = BLOCK
+    ) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+        """Go through the rows in blocks."""
+        for start in range(0, self.rows, size):
+            rows = slice(start, min(start + size, self.rows))
+            yield rows, self.block(observable, rows, epochs)
+
+
+def early_epochs(recipe: Recipe) -> tuple[int, ...]:
+    """Return the four epochs whose features are kept: a sixth to two thirds of the way."""
+    return tuple(sorted({min(recipe.epochs - 1, round(recipe.epochs * part / 6)) for part in (1, 2, 3, 4)}))
+
+
+def first_suspicion(trajectories: Folded, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the mean rank, in [0, 1], of the plain and the class-centred margin distance to the probes."""
+    ranks = []
+    for centre in ("none", "class"):
+        values = distances(trajectories, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
+        order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
+        ranks.append(order / max(1, len(order) - 1))
+    return np.mean(ranks, axis=0).astype(np.float32)
+
+
+def trusted_rows(
+    suspicion: NDArray[np.float32], labels: NDArray[np.int64], rows: NDArray[np.int64], share: float, floor: float
+) -> NDArray[np.int64]:
+    """Return the least suspicious rows: ``share`` of all, and at least ``floor`` of each class; ascending."""
+    order = rows[np.argsort(suspicion[rows], kind="stable")]
+    chosen = np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels[rows]):
+        members = order[labels[order] == label]
+        chosen[members[: int(np.ceil(floor * len(members)))]] = True
+    rest = order[~chosen[order]]
+    chosen[rest[: max(0, round(share * len(rows)) - int(chosen.sum()))]] = True
+    return np.flatnonzero(chosen)
+
+
+def _mean(trajectories: Trajectories | Folded, observable: Observable) -> NDArray[np.float32]:
+    """Return the mean over the recorded epochs, float32 (rows,)."""
+    result = np.empty(trajectories.rows, dtype=np.float32)
+    for rows, block in trajectories.blocks(observable):
+        result[rows] = block.mean(axis=1)
+    return result
+
+
+def _scaled(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return values minus their median, over their median absolute deviation."""
+    centred = values - np.nanmedian(values)
+    return np.asarray(centred / max(float(np.nanmedian(np.abs(centred))), 1e-6), dtype=np.float32)

@@ -1,0 +1,133 @@
+"""What a scan leaves for people: tables, lists of keys, pictures for the report, a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from untaint import rng, run
+from untaint.defenses.base import Detector, Task
+from untaint.errors import InputError
+from untaint.report.marks import read_marks
+from untaint.scores import Scores, Verdict
+
+__all__ = ["obey", "write_findings"]
+
+PICTURED = 300  # of the most suspicious rows
+COMPARED = 8  # kept pictures per class beside them
+MOST_COMPARED = 400
+
+
+def obey(verdict: Verdict, marks: Path | None, task: Task) -> Verdict:
+    """Return the verdict after a person's word: ``fine`` pictures are kept, ``poison`` ones set aside."""
+    if marks is None:
+        return verdict
+    words = read_marks(marks)
+    rows = {
+        word: task.examples.find([key for key, said in words.items() if said == word]) for word in ("fine", "poison")
+    }
+    contradiction = np.intersect1d(rows["poison"], task.probes)
+    if len(contradiction):
+        key = task.examples.keys[contradiction[0]]
+        raise InputError(
+            f"{marks} marks '{key}' as poison, but it is a probe. Take it out of the probes and scan again."
+        )
+    rejected = verdict.rejected.copy()
+    rejected[rows["fine"]], rejected[rows["poison"]] = False, True
+    note = f"{verdict.note} A person marked {len(rows['fine'])} pictures fine and {len(rows['poison'])} poison, which was obeyed."
+    return replace(verdict, rejected=rejected, note=note)
+
+
+def write_findings(
+    task: Task, detector: Detector, scores: Scores, verdict: Verdict, summary: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write scores.parquet, kept.txt, rejected.txt, unreadable.txt, thumbnails and summary.json; returns the summary."""
+    out, examples = task.scratch, task.examples
+    own = np.setdiff1d(examples.rows, task.outside)
+    rejected = np.intersect1d(np.flatnonzero(verdict.rejected), own)
+    rank = np.full(examples.total, examples.total, dtype=np.int64)
+    order = own[np.lexsort((own, -np.nan_to_num(scores.values[own], nan=-np.inf)))]
+    rank[order] = np.arange(1, len(order) + 1)
+    _write_table(task, detector, scores, verdict, own, rank)
+    run.write_keys(out / "rejected.txt", (examples.keys[row] for row in rejected))
+    run.write_keys(out / "kept.txt", (examples.keys[row] for row in np.setdiff1d(own, rejected)))
+    run.write_keys(out / "unreadable.txt", examples.unreadable)
+    run.save_array(out / "probes.npy", task.probes)
+    _write_pictures(task, own, rejected, order)
+    per_class = np.bincount(examples.labels[rejected], minlength=len(examples.class_names))
+    totals = np.bincount(examples.labels[own], minlength=len(examples.class_names))
+    whole = {
+        "name": examples.source,
+        "rows": len(own),
+        "class_names": list(examples.class_names),
+        "pixel_size": list(examples.images.shape[1:]),
+        "unreadable": len(examples.unreadable),
+        "detector": scores.name,
+        "rule": {"text": verdict.rule, "threshold": verdict.threshold, "note": verdict.note},
+        "counts": {
+            "scored": int(np.isfinite(scores.values[own]).sum()),
+            "rejected": len(rejected),
+            "kept": len(own) - len(rejected),
+            "probes": len(task.probes),
+        },
+        "per_class": [
+            {"name": name, "rows": int(totals[label]), "rejected": int(per_class[label])}
+            for label, name in enumerate(examples.class_names)
+        ],
+        "limits": [*detector.limits(), *_size_limit(examples.images.shape[2:])],
+        **summary,
+    }
+    run.write_json(out / "summary.json", whole)
+    return whole
+
+
+def _size_limit(size: tuple[int, ...]) -> list[str]:
+    return [
+        f"Pictures were looked at in {size[1]}x{size[0]} pixels. A trigger that vanishes at that size cannot be seen; "
+        "if the model you train sees larger pictures, scan again with a larger --size."
+    ]
+
+
+def _write_table(
+    task: Task, detector: Detector, scores: Scores, verdict: Verdict, own: NDArray[np.int64], rank: NDArray[np.int64]
+) -> None:
+    examples = task.examples
+    rejected = verdict.rejected[own]
+    reasons = np.full(len(own), "", dtype=object)
+    reasons[rejected] = detector.explain(scores, own[rejected])
+    names = np.asarray(examples.class_names, dtype=object)
+    columns: dict[str, Any] = {
+        "row": own,
+        "key": pa.array([examples.keys[row].encode("utf-8", "replace").decode() for row in own], pa.string()),
+        "label": pa.array(names[examples.labels[own]], pa.string()),
+        "score": scores.values[own],
+        "p_value": verdict.p_values[own],
+        "rank": rank[own],
+        "verdict": pa.array(np.where(rejected, "rejected", "kept").astype(object), pa.string()),
+        "probe": np.isin(own, task.probes),
+        "reason": pa.array(reasons, pa.string()),
+    }
+    columns.update({name: part[own] for name, part in scores.parts.items()})
+    with run.written(task.scratch / "scores.parquet") as file:
+        pq.write_table(pa.table(columns), file, compression="zstd")
+
+
+def _write_pictures(task: Task, own: NDArray[np.int64], rejected: NDArray[np.int64], order: NDArray[np.int64]) -> None:
+    """Keep the pictures that the report shows: the worst, kept ones of every class, and some probes."""
+    examples = task.examples
+    shown = [order[np.isin(order, rejected)][:PICTURED], order[:PICTURED]]
+    kept = np.setdiff1d(own, rejected)
+    each = max(1, min(COMPARED, MOST_COMPARED // max(1, len(examples.class_names))))
+    for label in range(len(examples.class_names)):
+        shown.append(rng.choose(0, "beside", kept[examples.labels[kept] == label], each))
+    shown.append(task.probes[:: max(1, len(task.probes) // 50)])
+    rows = np.unique(np.concatenate(shown))
+    run.save_array(task.scratch / "thumbnails_rows.npy", rows)
+    run.save_array(task.scratch / "thumbnails.npy", np.asarray(examples.images[rows]))

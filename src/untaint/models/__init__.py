@@ -1,0 +1,1 @@
+"""Models by name, with a stem for small images, and the small proxy."""

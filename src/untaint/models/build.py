@@ -1,0 +1,141 @@
+"""Models by name: the proxy, torchvision's, and timm's if it is installed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from untaint import rng
+from untaint.errors import SpecError
+from untaint.models.proxy import Proxy
+
+__all__ = ["Pixels", "build", "features_of", "names"]
+
+SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
+
+
+class Pixels(nn.Module):
+    """First layer: centres and scales the channels of pictures in [0, 1]; makes grey ones three-channel."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: list[float], scale: list[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return float pictures (batch, 3, height, width)."""
+        images = (images - self.mean) / self.scale
+        return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
+
+
+def names() -> list[str]:
+    """Return the names of models that can be built (timm's are too many to list)."""
+    import torchvision
+
+    return ["proxy", "proxy-wide", *torchvision.models.list_models(module=torchvision.models)]
+
+
+def build(
+    name: str,
+    classes: int,
+    size: tuple[int, int, int],
+    *,
+    seed: int = 0,
+    mean: list[float] | None = None,
+    scale: list[float] | None = None,
+) -> nn.Module:
+    """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
+
+    ``mean`` and ``scale`` (one per channel) go into its first layer; without them pixels stay as
+    they are. The weights depend on the seed alone; the caller's generator is left untouched.
+    """
+    channels = size[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.derive(seed, "weights"))
+        network = _network(name, classes, min(size[1:]))
+    return nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels), network)
+
+
+def _network(name: str, classes: int, size: int) -> nn.Module:
+    if name in ("proxy", "proxy-wide"):
+        return Proxy(classes, width=32 if name == "proxy-wide" else 16)
+    import torchvision
+
+    network: nn.Module
+    if name in torchvision.models.list_models(module=torchvision.models):
+        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
+    else:
+        network = _timm(name, classes, size)
+    if size <= SMALL:
+        _small_stem(network)
+    return network
+
+
+def _timm(name: str, classes: int, size: int) -> nn.Module:
+    try:
+        import timm
+    except ImportError:
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = (
+            f" Did you mean '{near[0]}'?"
+            if near
+            else " See `untaint list models`; with timm installed its models can be named too."
+        )
+        raise SpecError(f"no model '{name}'.{hint}") from None
+    if name not in timm.list_models(name):
+        near = difflib.get_close_matches(name, [*names(), *timm.list_models()], n=1)
+        raise SpecError(f"no model '{name}' in torchvision or timm." + (f" Did you mean '{near[0]}'?" if near else ""))
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
+    except TypeError:  # convolutional networks take any size and have no such argument
+        network = timm.create_model(name, pretrained=False, num_classes=classes)
+    return network
+
+
+def _small_stem(network: nn.Module) -> None:
+    """Make the first convolution, if it is wide and strided, a 3x3 of stride 1; pooling is kept (as in the paper)."""
+    for path, layer in network.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            wide = layer.kernel_size[0] in (5, 7) and layer.stride[0] == 2
+            strided = layer.kernel_size[0] == 3 and layer.stride[0] == 2
+            if wide or strided:
+                parent = network.get_submodule(path.rpartition(".")[0])
+                stem = nn.Conv2d(
+                    layer.in_channels, layer.out_channels, 3, stride=1, padding=1, bias=layer.bias is not None
+                )
+                nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
+                setattr(parent, path.rpartition(".")[2], stem)
+            return
+
+
+def head_of(model: nn.Module) -> nn.Linear | None:
+    """Return the last linear layer of a model, whose input are the penultimate features."""
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    return linear[-1] if linear else None
+
+
+@contextmanager
+def features_of(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Give a list that holds the penultimate features of the latest forward pass as its only entry."""
+    latest: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        latest[:] = [inputs[0].detach()]
+
+    head = head_of(model)
+    if head is None:
+        yield latest
+        return
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield latest
+    finally:
+        handle.remove()

@@ -1,0 +1,228 @@
+"""Attacks x Examples -> poisoned Examples and the ledger of who was poisoned."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from untaint import run, spec
+from untaint.attacks import ATTACKS, Attack
+from untaint.errors import InputError, RunError, SpecError
+from untaint.examples import Examples
+from untaint.progress import Progress, Silent
+
+__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "stamped", "triggered"]
+
+BLOCK_BYTES = 2**24  # pictures are stamped in blocks of about this size, which stay in the processor's cache
+
+Change = Callable[[NDArray[np.uint8], NDArray[np.int64]], NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ledger:
+    """Who was poisoned: one entry per row, also of rows left alone.
+
+    ``attacks``: the attacks as ``name:key=value,...``. ``attack``: int16, which of them touched the
+    row, -1 for none. ``cover``: bool, whether it is a cover (stamped, but its label was kept, so it
+    is neither poison nor clean). ``target``: int64, the class that the attack wants, -1 for none.
+    ``original``: int64, the label before. ``keys``: the pictures' keys.
+    """
+
+    attacks: tuple[str, ...]
+    attack: NDArray[np.int16]
+    cover: NDArray[np.bool_]
+    target: NDArray[np.int64]
+    original: NDArray[np.int64]
+    keys: Sequence[str]
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.attack)
+
+    def __repr__(self) -> str:
+        """Say how many rows each attack poisoned."""
+        parts = [f"{len(self.poisoned(number)):,} by {text}" for number, text in enumerate(self.attacks)]
+        covers = f", {len(self.covers()):,} covers" if self.cover.any() else ""
+        return f"<ledger of {len(self):,} rows: {', '.join(parts) or 'none poisoned'}{covers}>"
+
+    def poisoned(self, attack: int | None = None) -> NDArray[np.int64]:
+        """Return the rows poisoned by one attack, or by any; covers are not among them."""
+        touched = self.attack >= 0 if attack is None else self.attack == attack
+        return np.flatnonzero(touched & ~self.cover)
+
+    def covers(self, attack: int | None = None) -> NDArray[np.int64]:
+        """Return the rows that one attack, or any, uses as covers."""
+        return np.flatnonzero(self.cover & (True if attack is None else self.attack == attack))
+
+    def clean(self) -> NDArray[np.int64]:
+        """Return the rows that nobody touched."""
+        return np.flatnonzero(self.attack < 0)
+
+    def matched(self, keys: Sequence[str]) -> Ledger:
+        """Return the ledger of these keys, in their order, as when a poisoned data set is read back."""
+        row_of = {key: row for row, key in enumerate(self.keys)}
+        missing = [key for key in keys if key not in row_of]
+        if missing:
+            raise InputError(
+                f"{len(missing)} of {len(keys)} pictures are not in the ledger, first '{missing[0]}'. "
+                "Give the ledger that was written beside this data set."
+            )
+        order = np.fromiter((row_of[key] for key in keys), dtype=np.int64, count=len(keys))
+        taken = {name: getattr(self, name)[order] for name in ("attack", "cover", "target", "original")}
+        return Ledger(attacks=self.attacks, keys=list(keys), **taken)
+
+    def save(self, path: Path | str) -> None:
+        """Write it as Parquet: ``key``, ``attack`` (null: none), ``cover``, ``target``, ``original``."""
+        names = pa.array([*self.attacks], pa.string())
+        which = pa.array(self.attack, pa.int16(), mask=self.attack < 0)
+        columns = {
+            "key": pa.array(list(self.keys), pa.string()),
+            "attack": pa.DictionaryArray.from_arrays(which, names),
+            "cover": pa.array(self.cover),
+            "target": pa.array(self.target, pa.int64(), mask=self.attack < 0),
+            "original": pa.array(self.original),
+        }
+        table = pa.table(columns).replace_schema_metadata({"untaint.attacks": json.dumps(self.attacks)})
+        with run.written(Path(path)) as file:
+            pq.write_table(table, file, compression="zstd")
+
+    @classmethod
+    def load(cls, path: Path | str) -> Ledger:
+        """Read what ``save`` wrote."""
+        try:
+            table = pq.read_table(path)
+            attacks = tuple(json.loads(table.schema.metadata[b"untaint.attacks"]))
+            names = table["attack"].to_pylist()
+            target = table["target"].fill_null(-1).to_numpy().astype(np.int64)
+            original = table["original"].to_numpy().astype(np.int64)
+            keys, cover = table["key"].to_pylist(), table["cover"].to_numpy().astype(bool)
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise RunError(
+                f"{path} cannot be read as a ledger ({error}). Give the file that untaint poison wrote."
+            ) from error
+        number = {None: -1, **{text: i for i, text in enumerate(attacks)}}
+        attack = np.array([number[name] for name in names], dtype=np.int16)
+        return cls(attacks=attacks, attack=attack, cover=cover, target=target, original=original, keys=keys)
+
+
+def poison(
+    examples: Examples,
+    attacks: Sequence[Attack],
+    *,
+    seed: int = 0,
+    spare: NDArray[np.integer] | None = None,
+    progress: Progress | None = None,
+) -> tuple[Examples, Ledger]:
+    """Return the examples with every attack's poison in them, and the ledger of who was poisoned.
+
+    The attacks share no picture. ``spare``: rows that are left alone, such as the probes. Nothing
+    given is changed; attacks that compute their trigger from the data do so first.
+    """
+    progress = progress or Silent()
+    ready = [attack.ready(examples, seed=seed, progress=progress) for attack in attacks]
+    ledger = plan(examples, ready, seed=seed, spare=spare)
+    images, labels = np.array(examples.images), examples.labels.copy()
+    for number, attack in enumerate(ready):
+        rows, covers = ledger.poisoned(number), ledger.covers(number)
+        images[rows] = stamped(examples.images, rows, attack.stamp, ledger.attacks[number])
+        labels[rows] = attack.relabel(labels[rows], attack.target_in(examples.class_names))
+        if len(covers):
+            images[covers] = stamped(examples.images, covers, attack.cover, ledger.attacks[number])
+    source = f"{examples.source}, poisoned by {' and '.join(ledger.attacks)}" if attacks else examples.source
+    return replace(examples, images=images, labels=labels, source=source), ledger
+
+
+def plan(
+    examples: Examples, attacks: Sequence[Attack], *, seed: int = 0, spare: NDArray[np.integer] | None = None
+) -> Ledger:
+    """Return the ledger of an attack to come: who will be poisoned. Looks at labels only."""
+    texts = tuple(spec.text(ATTACKS.name_of(attack), attack) for attack in attacks)
+    for text in texts:
+        if texts.count(text) > 1:
+            raise SpecError(f"the attack '{text}' is given twice. Give it once with a higher rate, or another target.")
+    ledger = Ledger(
+        attacks=texts,
+        attack=np.full(examples.total, -1, dtype=np.int16),
+        cover=np.zeros(examples.total, dtype=bool),
+        target=np.full(examples.total, -1, dtype=np.int64),
+        original=examples.labels.copy(),
+        keys=list(examples.keys),
+    )
+    free = np.setdiff1d(examples.rows, np.empty(0, np.int64) if spare is None else np.asarray(spare))
+    for cover in (False, True):  # poison of all attacks first: covers do not change who is poisoned
+        for number, attack in enumerate(attacks):
+            choose = attack.choose_covers if cover else attack.choose
+            rows = choose(examples, free, seed=seed)
+            ledger.attack[rows], ledger.cover[rows] = number, cover
+            ledger.target[rows] = attack.target_in(examples.class_names)
+            free = np.setdiff1d(free, rows, assume_unique=True)
+    return ledger
+
+
+def triggered(examples: Examples, attack: Attack) -> Examples:
+    """Return the pictures outside the target class, with the trigger and labelled as the target.
+
+    The share of these that a model answers with their label is the attack's success rate (ASR).
+    The attack must be ready. The other pictures keep their rows but are no members.
+    """
+    target = attack.target_in(examples.class_names)
+    name = ATTACKS.name_of(attack)
+    rows = examples.rows[examples.labels[examples.rows] != target]
+    if not len(rows):
+        raise InputError(
+            f"all {len(examples)} test pictures are of the target class '{examples.class_names[target]}'. "
+            "Give others too."
+        )
+    images, labels = np.array(examples.images), examples.labels.copy()
+    images[rows] = stamped(examples.images, rows, attack.trigger, name)
+    labels[rows] = target
+    source = f"{examples.source}, triggered by {spec.text(name, attack)}"
+    return replace(examples, images=images, labels=labels, rows=rows, source=source)
+
+
+def stamped(images: NDArray[np.uint8], rows: NDArray[np.int64], change: Change, name: str) -> NDArray[np.uint8]:
+    """Return the pictures of these rows after ``change``; refuses a change that changes nothing at all."""
+    result = np.empty((len(rows), *images.shape[1:]), dtype=np.uint8)
+    at_once = max(1, BLOCK_BYTES // max(1, result[:1].nbytes))
+    differs = False
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        before = images[some]
+        after = applied(change, before, some, name)
+        result[start : start + at_once] = after
+        differs = differs or not np.array_equal(after, before)
+    if len(rows) and not differs:
+        raise InputError(f"the attack '{name}' changed no pixel of {len(rows)} pictures. Raise its strength.")
+    return result
+
+
+def applied(change: Change, images: NDArray[np.uint8], rows: NDArray[np.int64], name: str) -> NDArray[np.uint8]:
+    """Return what ``change`` makes of the pictures; refuses what is no picture of the same size."""
+    after: Any = change(np.array(images), rows)  # a copy of its own: an attack cannot reach the originals
+    if not isinstance(after, np.ndarray) or after.dtype != np.uint8 or after.shape != images.shape:
+        what = f"{after.dtype} {after.shape}" if isinstance(after, np.ndarray) else type(after).__name__
+        raise InputError(
+            f"the attack '{name}' gave {what} for pictures of uint8 {images.shape}. It must give the like."
+        )
+    return after
+
+
+def attack_names(attacks: Iterable[Attack]) -> list[str]:
+    """Return a short name per attack, for folders and table headings: ``patch``, ``patch-2``, ``sinusoid``."""
+    names: list[str] = []
+    for attack in attacks:
+        name = base = ATTACKS.name_of(attack)
+        count = 1
+        while name in names:
+            count += 1
+            name = f"{base}-{count}"
+        names.append(name)
+    return names

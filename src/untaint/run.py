@@ -1,0 +1,213 @@
+"""Run directories: what a stage leaves is complete or absent.
+
+A file is written to ``NAME.part``, fsynced and renamed. A stage that is done leaves ``done.json``
+with the SHA-256 of each of its files, which are checked when it is used again. One process at a
+time may own a run directory, and it may only be continued with the inputs and settings that it
+was begun with.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint.errors import RunError
+
+__all__ = [
+    "RunDirectory",
+    "digest",
+    "finish",
+    "finished",
+    "load_array",
+    "read_json",
+    "read_keys",
+    "save_array",
+    "write_json",
+    "write_keys",
+    "written",
+]
+
+DONE = "done.json"
+
+
+@contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """Give an open binary file that appears under ``path`` only when all of it is on disk."""
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise explain(error, path) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def explain(error: OSError, path: Path) -> RunError:
+    """Say in one sentence why a path could not be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RunError(
+            f"the disk is full: {path} could not be written. Nothing unfinished was left behind; "
+            "free some space and give the same command again."
+        )
+    reason = os.strerror(error.errno) if error.errno else str(error)
+    return RunError(f"{path} could not be written: {reason.lower()}. Choose another --out, or change its permissions.")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file, complete or not at all."""
+    with written(path) as file:
+        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file of a run, or say that it was altered."""
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise RunError(f"{path} cannot be read as what untaint wrote ({error}). Remove it and run again.") from error
+
+
+def save_array(path: Path, array: NDArray[Any]) -> None:
+    """Write one ``.npy`` file, complete or not at all."""
+    with written(path) as file:
+        np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+
+
+def load_array(path: Path, *, mapped: bool = True) -> NDArray[Any]:
+    """Open one ``.npy`` file read-only, memory-mapped unless told otherwise; never unpickles."""
+    try:
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise RunError(
+            f"{path} cannot be read as the array that untaint wrote ({error}). Remove it and run again."
+        ) from error
+    return array
+
+
+def write_keys(path: Path, keys: Iterable[str]) -> None:
+    """Write keys one a line; a key that holds control characters or begins with a quote is written as JSON."""
+    with written(path) as file:
+        for key in keys:
+            plain = key.isprintable() and key == key.strip() and not key.startswith(('"', "#"))
+            file.write(((key if plain and key else json.dumps(key)) + "\n").encode("utf-8", "surrogateescape"))
+
+
+def read_keys(path: Path) -> list[str]:
+    """Read keys one a line, as ``write_keys`` writes them; blank lines and ``#`` comments are skipped."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a text file with one key a line."
+        ) from error
+    keys = []
+    for number, line in enumerate((line.rstrip("\r") for line in lines), start=1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if line.startswith('"'):
+            try:
+                line = json.loads(line)
+            except ValueError as error:
+                raise RunError(
+                    f"line {number} of {path} begins with a quote but is not JSON ({error}). Write it as JSON or without quotes."
+                ) from error
+        keys.append(line)
+    return keys
+
+
+def digest(path: Path) -> str:
+    """Return the SHA-256 of a file in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def finish(stage: Path, *, files: Iterable[Path] | None = None, **facts: Any) -> None:
+    """Mark a stage's folder as done: lists its files with their digests, and the facts given."""
+    listed = sorted(files if files is not None else (p for p in stage.rglob("*") if p.is_file()))
+    names = [p for p in listed if p.name != DONE and p.suffix != ".part"]
+    write_json(stage / DONE, {"files": {str(p.relative_to(stage)): digest(p) for p in names}, **facts})
+
+
+def finished(stage: Path) -> dict[str, Any] | None:
+    """Return a done stage's facts, or None; refuses one whose files were altered since."""
+    if not (stage / DONE).exists():
+        return None
+    facts: dict[str, Any] = read_json(stage / DONE)
+    for name, expected in facts.get("files", {}).items():
+        path = stage / name
+        if not path.exists() or digest(path) != expected:
+            state = "was altered" if path.exists() else "is missing"
+            raise RunError(f"{path} {state} since it was written. Remove {stage} and give the same command again.")
+    return facts
+
+
+class RunDirectory:
+    """One run's folder: owned by one process, begun with one set of settings.
+
+    Use as a context manager. ``settings`` are plain JSON values; opening a folder that was begun
+    with others raises RunError naming the first difference.
+    """
+
+    def __init__(self, path: Path | str, settings: Mapping[str, Any]) -> None:
+        """Name the folder and what the run is made from; nothing is touched before ``with``."""
+        self.path = Path(path)
+        self.settings = json.loads(json.dumps(settings))
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> RunDirectory:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held until the run is left
+        except OSError as error:
+            raise explain(error, self.path) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise RunError(f"another process is working in {self.path}. Wait for it, or give another --out.") from None
+        try:
+            self._compare()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _compare(self) -> None:
+        path = self.path / "settings.json"
+        if not path.exists():
+            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+            if others:
+                raise RunError(
+                    f"{self.path} is not empty and is no run of untaint (it holds {sorted(others)[0]}). Give a new folder as --out."
+                )
+            write_json(path, self.settings)
+            return
+        before = read_json(path)
+        for key in [*self.settings, *before]:
+            if before.get(key) != self.settings.get(key):
+                raise RunError(
+                    f"{self.path} was begun with {key} = {before.get(key)!r}, now it is {self.settings.get(key)!r}. "
+                    "Give the same settings to continue it, or another --out."
+                )

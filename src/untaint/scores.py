@@ -1,0 +1,273 @@
+"""``Scores``: how suspicious each row is; rules that decide from them; ``Verdict``: who is set aside.
+
+Scoring never decides. A rule is a small frozen dataclass, written ``name:key=value,...``:
+
+    fraction:share=0.4       the most suspicious 40 % (the BaDLoss paper)
+    above:score=3.5          everything above a score
+    gap                      everything right of the emptiest place between two modes
+    false-discovery:q=0.1    as many as can go while about 10 % of them are expected to be clean
+
+Each takes one further option, ``keep=0.2``: a class keeps at least this share of its rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint import _null, spec
+from untaint._modes import two_modes
+from untaint.errors import InputError, SpecError, did_you_mean
+
+__all__ = [
+    "Above",
+    "FalseDiscovery",
+    "Fraction",
+    "Gap",
+    "KeepPerClass",
+    "Rule",
+    "Scores",
+    "Verdict",
+    "parse_rule",
+]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Scores:
+    """How suspicious each row is.
+
+    ``values``: float32 (all rows,), higher = more suspicious, nan = not scored. ``name``: of the
+    detector. ``parts``: named float32 columns that the score was made from.
+    """
+
+    values: NDArray[np.float32]
+    name: str
+    parts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1 or self.values.dtype != np.float32:
+            raise InputError(f"scores are {self.values.dtype} {self.values.shape}; give float32 of (rows,).")
+        if np.isinf(self.values).any():
+            raise InputError(
+                f"the score of row {np.flatnonzero(np.isinf(self.values))[0]} is infinite; give finite ones, or nan for rows not scored."
+            )
+        for name, column in self.parts.items():
+            if column.shape != self.values.shape:
+                raise InputError(
+                    f"part '{name}' has the shape {column.shape} for {len(self.values)} scores. Give one value per row."
+                )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Verdict:
+    """Who is set aside, perhaps nobody, and on what ground.
+
+    ``rejected``: bool (all rows,). ``p_values``: float64 (all rows,), how large a share of clean
+    rows is expected to look at least as suspicious; nan where there is none. ``threshold``: the
+    lowest score that is set aside, if the rule has one. ``rule``: the rule's text. ``note``: one
+    sentence for people on what the decision rests on.
+    """
+
+    rejected: NDArray[np.bool_]
+    p_values: NDArray[np.float64]
+    threshold: float | None
+    rule: str
+    note: str
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows set aside: int64, ascending."""
+        return np.flatnonzero(self.rejected).astype(np.int64)
+
+
+class Rule(Protocol):
+    """Decides from scores who is set aside; probes never are."""
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the verdict. ``labels``: int64 (all rows,); ``probes``: rows that are vouched for."""
+        ...
+
+
+@dataclass(frozen=True)
+class Fraction:
+    """Sets the most suspicious ``share`` of all scored rows aside, whatever their scores.
+
+    The share counts the probes, which stay; of equal scores the lower row goes first (Alex et al., 2025).
+    """
+
+    share: float = 0.4
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise SpecError(f"share is {self.share}; give a number from 0 to 1.")
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the verdict; labels play no part."""
+        open_rows = _open_rows(scores, probes)
+        count = min(_whole(self.share * np.count_nonzero(~np.isnan(scores.values))), len(open_rows))
+        worst = open_rows[np.argsort(-scores.values[open_rows], kind="stable")[:count]]
+        note = f"The {count:,} most suspicious rows were set aside because a share of {self.share:g} was asked for, not because of their scores."
+        return _verdict(self, scores, worst, note)
+
+
+@dataclass(frozen=True)
+class Above:
+    """Sets everything above a score aside."""
+
+    score: float
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the verdict; labels play no part."""
+        open_rows = _open_rows(scores, probes)
+        worst = open_rows[scores.values[open_rows] > self.score]
+        return _verdict(
+            self, scores, worst, f"{len(worst):,} rows score above {self.score:g}, the limit that was asked for."
+        )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Sets everything right of the emptiest place between two modes aside; nothing if there is one mode.
+
+    One mode: the dip test of Hartigan and Hartigan (1985) finds no second at the level ``level``.
+    """
+
+    level: float = 0.05
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise SpecError(f"level is {self.level}; give a number between 0 and 1, such as 0.05.")
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the verdict; labels play no part."""
+        open_rows = _open_rows(scores, probes)
+        found = two_modes(scores.values[open_rows].astype(np.float64))
+        nothing = np.empty(0, dtype=np.int64)
+        if found.p_value > self.level:
+            note = f"Nothing was set aside: the scores have one mode (dip test, p = {found.p_value:.2g})."
+            return _verdict(self, scores, nothing, note)
+        if found.gap is None:
+            note = f"Nothing was set aside: the dip test finds a second mode (p = {found.p_value:.2g}), but none lies right of the largest."
+            return _verdict(self, scores, nothing, note)
+        worst = open_rows[scores.values[open_rows] > found.gap]
+        note = f"The scores have two modes (dip test, p = {found.p_value:.2g}); the {len(worst):,} rows right of the gap at {found.gap:.4g} were set aside."
+        return _verdict(self, scores, worst, note)
+
+
+@dataclass(frozen=True)
+class FalseDiscovery:
+    """Sets aside as many as can go while about a share ``q`` of them is expected to be clean.
+
+    The method and what it assumes are described in ``untaint._null``.
+    """
+
+    q: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.q < 1:
+            raise SpecError(f"q is {self.q}; give a share between 0 and 1, such as 0.1.")
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the verdict; labels play no part."""
+        open_rows = _open_rows(scores, probes)
+        values = scores.values.astype(np.float64)
+        trusted = values[np.intersect1d(probes, np.flatnonzero(~np.isnan(values)))]
+        null = _null.fit(values[open_rows], trusted)
+        p_values = null.p_values(values)
+        worst = open_rows[_null.benjamini_hochberg(p_values[open_rows], self.q)]
+        found = f"{len(worst):,} of {len(open_rows):,} rows were set aside" if len(worst) else "Nothing was set aside"
+        note = f"{found}: about {self.q:.0%} of what is set aside is expected to be clean; {null.note}."
+        return _verdict(self, scores, worst, note, p_values)
+
+
+@dataclass(frozen=True)
+class KeepPerClass:
+    """A rule, after which every class keeps at least a share ``at_least`` of its scored rows.
+
+    Where the rule leaves fewer, the least suspicious of the class are reinstated.
+    """
+
+    rule: Rule
+    at_least: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at_least <= 1:
+            raise SpecError(f"at_least is {self.at_least}; give a share from 0 to 1.")
+
+    def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
+        """Return the inner rule's verdict, with some rows reinstated."""
+        verdict = self.rule.decide(scores, labels=labels, probes=probes)
+        rejected = verdict.rejected.copy()
+        scored = ~np.isnan(scores.values)
+        rows = verdict.rows[np.argsort(scores.values[verdict.rejected], kind="stable")]  # least suspicious first
+        for label in np.unique(labels[rows]):
+            of_class = rows[labels[rows] == label]
+            size = np.count_nonzero(scored & (labels == label))
+            wanted = int(np.ceil(self.at_least * size - 1e-9)) - (size - len(of_class))
+            rejected[of_class[: max(wanted, 0)]] = False
+        reinstated = len(rows) - np.count_nonzero(rejected)
+        note = verdict.note
+        if reinstated:
+            note += f" {reinstated:,} of them were reinstated so that every class keeps at least {self.at_least:.0%} of its rows."
+        return dataclasses.replace(verdict, rejected=rejected, rule=rule_text(self), note=note)
+
+
+RULES: dict[str, type] = {"fraction": Fraction, "above": Above, "gap": Gap, "false-discovery": FalseDiscovery}
+
+
+def parse_rule(text: str) -> Rule:
+    """Make a rule from ``name:key=value,...``; an option ``keep=0.2`` wraps it in ``KeepPerClass``."""
+    name, options = spec.parse(text)
+    if name not in RULES:
+        raise SpecError(f"no rule '{name}'.{did_you_mean(name, RULES)}")
+    keep = options.pop("keep", None)
+    rule: Rule = spec.build(RULES[name], name, options)
+    if keep is None:
+        return rule
+    wrapper = spec.build(_Keep, name, {"keep": keep})
+    return KeepPerClass(rule, wrapper.keep)
+
+
+@dataclass(frozen=True)
+class _Keep:
+    keep: float
+
+
+def rule_text(rule: Rule) -> str:
+    """Write a rule as ``parse_rule`` reads it."""
+    if isinstance(rule, KeepPerClass):
+        inner = rule_text(rule.rule)
+        return f"{inner}{',' if ':' in inner else ':'}keep={rule.at_least}"
+    for name, kind in RULES.items():
+        if type(rule) is kind:
+            return spec.text(name, rule)
+    return type(rule).__name__
+
+
+def _whole(number: float) -> int:
+    return int(number + 1e-9)  # 0.4 x 5 rows are 2 rows, whatever the last bit says
+
+
+def _open_rows(scores: Scores, probes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the scored rows that nobody vouches for, ascending."""
+    is_open = ~np.isnan(scores.values)
+    is_open[probes] = False
+    return np.flatnonzero(is_open).astype(np.int64)
+
+
+def _verdict(
+    rule: Rule, scores: Scores, rows: NDArray[np.int64], note: str, p_values: NDArray[np.float64] | None = None
+) -> Verdict:
+    rejected = np.zeros(len(scores.values), dtype=bool)
+    rejected[rows] = True
+    return Verdict(
+        rejected=rejected,
+        p_values=np.full(len(rejected), np.nan) if p_values is None else p_values,
+        threshold=float(scores.values[rows].min()) if len(rows) else None,
+        rule=rule_text(rule),
+        note=note,
+    )

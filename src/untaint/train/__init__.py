@@ -1,0 +1,1 @@
+"""Training, watching, evaluating and features."""

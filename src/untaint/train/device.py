@@ -1,0 +1,93 @@
+"""Where arithmetic is done and in which precision, found out once and written down."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from untaint.recipe import Precision, Recipe
+
+__all__ = ["Trial", "autocast", "device", "hardware", "trial"]
+
+TRIAL_BATCH = 16
+
+
+def device(name: str | None = None) -> torch.device:
+    """Return the device to use: the one named, else CUDA, else MPS, else the CPU."""
+    if name is not None:
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def hardware(where: torch.device) -> str:
+    """Say in one line what the arithmetic is done on."""
+    if where.type == "cuda":
+        return torch.cuda.get_device_name(where)
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo") as file:
+            name = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), name)
+    except OSError:
+        pass
+    return f"{torch.get_num_threads()} threads of {name}"
+
+
+def autocast(where: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context in which forward passes run."""
+    if precision == "bfloat16":
+        return torch.autocast(where.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a trial of seconds found: the faster precision, and seconds per picture in training and in a plain pass."""
+
+    precision: Precision
+    train: float
+    evaluate: float
+
+
+def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: torch.device) -> Trial:
+    """Time a copy of the model on a small batch, in the precision asked for or in each that might be faster.
+
+    bfloat16 is slow on CPUs without units for it; on a GPU that has it, it is taken without asking.
+    """
+    candidates: list[Precision] = [recipe.precision]
+    if recipe.precision == "auto":
+        candidates = ["float32", "bfloat16"] if where.type == "cpu" else ["float32"]
+        if where.type == "cuda" and torch.cuda.is_bf16_supported():
+            candidates = ["bfloat16"]
+    found = [_timed(model, precision, size, where) for precision in candidates]
+    best = found[0]
+    return found[1] if len(found) > 1 and found[1].train < 0.9 * best.train else best
+
+
+def _timed(model: nn.Module, precision: Precision, size: tuple[int, int, int], where: torch.device) -> Trial:
+    copied = copy.deepcopy(model).to(where).train()
+    images = torch.rand(TRIAL_BATCH, *size, device=where).contiguous(memory_format=torch.channels_last)
+    seconds = [0.0, 0.0]
+    for _ in range(3):  # the first ones set kernels up
+        begin = time.perf_counter()
+        with autocast(where, precision):
+            loss = copied(images).float().square().mean()
+        loss.backward()
+        loss.item()  # waits for the device
+        seconds[0] = time.perf_counter() - begin
+    copied.eval()
+    with torch.inference_mode(), autocast(where, precision):
+        for _ in range(2):
+            begin = time.perf_counter()
+            copied(images).sum().item()
+            seconds[1] = time.perf_counter() - begin
+    return Trial(precision, seconds[0] / TRIAL_BATCH, seconds[1] / TRIAL_BATCH)

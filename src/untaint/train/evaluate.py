@@ -1,0 +1,35 @@
+"""Clean accuracy and attack success rate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from untaint.errors import InputError
+from untaint.examples import Examples
+from untaint.train.loop import predict
+
+__all__ = ["accuracy", "evaluate"]
+
+
+def accuracy(model: nn.Module, examples: Examples, where: torch.device | None = None) -> float:
+    """Return the share of pictures that a model labels as they are labelled.
+
+    On triggered pictures labelled with the attack's target this is the attack success rate.
+    """
+    return float(evaluate(model, examples, where)["accuracy"])
+
+
+def evaluate(model: nn.Module, examples: Examples, where: torch.device | None = None) -> dict[str, Any]:
+    """Return accuracy over all and per class (None for a class with no picture), and the count."""
+    if not len(examples):
+        raise InputError("there is no picture to evaluate on. Give at least one.")
+    right = predict(model, examples, where).argmax(1) == examples.labels[examples.rows]
+    labels = examples.labels[examples.rows]
+    per_class = {
+        name: float(right[labels == number].mean()) if (labels == number).any() else None
+        for number, name in enumerate(examples.class_names)
+    }
+    return {"accuracy": float(right.mean()), "pictures": len(examples), "per_class": per_class}

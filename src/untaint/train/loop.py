@@ -1,0 +1,258 @@
+"""The training loop: one model, some rows, a recipe; recorded, checkpointed, resumable.
+
+Everything random is keyed by (seed, epoch, row), so a run that was killed and continued ends with
+the same bits as one that was not (same machine and thread count).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from untaint import rng, run
+from untaint.errors import InputError, RunError, TrainingError
+from untaint.examples import Examples
+from untaint.models.build import build, features_of
+from untaint.progress import Progress, Silent, Step
+from untaint.recipe import Recipe
+from untaint.recorder import Recorder
+from untaint.train import checkpoint
+from untaint.train.device import autocast, device, trial
+from untaint.train.pixels import PixelStore, augmented, draws, moments
+
+__all__ = ["Watch", "fit", "predict"]
+
+EVAL_BATCH = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watch:
+    """What to record while a model trains.
+
+    ``rows``: which rows, trained on or not. ``when``: ``eval`` = a pass of its own in eval mode
+    after each epoch, without augmentation; ``train`` = in the training step (only rows trained
+    on). ``epochs``: which epochs, default all. ``features``: at which epochs penultimate features
+    are kept too.
+    """
+
+    rows: NDArray[np.int64]
+    when: Literal["eval", "train"] = "eval"
+    epochs: Collection[int] | None = None
+    features: Collection[int] = ()
+
+    def wants(self, epoch: int) -> bool:
+        """Tell whether this epoch (from 0) is recorded."""
+        return self.epochs is None or epoch in self.epochs
+
+
+def fit(
+    examples: Examples,
+    recipe: Recipe,
+    out: Path,
+    *,
+    seed: int,
+    watch: Watch | None = None,
+    model: Callable[[], nn.Module] | None = None,
+    where: torch.device | None = None,
+    progress: Progress | None = None,
+    what: str = "train",
+) -> nn.Module:
+    """Train a model on the members of ``examples`` and leave it in ``out``; returns it in eval mode.
+
+    ``out`` gets ``model.safetensors``, ``model.json``, and with ``watch`` the trajectories. A
+    finished ``out`` is loaded, an unfinished one continued. ``model``: makes an untrained network
+    of your own. Raises TrainingError when the loss is not finite.
+    """
+    training = _Training(examples, recipe, out, seed=seed, watch=watch, model=model, where=where)
+    if run.finished(out) is not None:
+        return checkpoint.load_model(out, training.model if model else None).to(training.where)
+    training.restore()
+    total = training.work(recipe.epochs)
+    with (progress or Silent()).step(what, total, done=training.work(training.epoch)) as step:
+        while training.epoch < recipe.epochs:
+            training.one_epoch(step)
+    return training.finish()
+
+
+class _Training:
+    """One model being trained: what changes from epoch to epoch."""
+
+    def __init__(
+        self,
+        examples: Examples,
+        recipe: Recipe,
+        out: Path,
+        *,
+        seed: int,
+        watch: Watch | None,
+        model: Callable[[], nn.Module] | None,
+        where: torch.device | None,
+    ) -> None:
+        if len(examples) < 2:
+            raise InputError(f"there are {len(examples)} pictures to train on. Give at least 2.")
+        self.examples, self.recipe, self.out, self.seed, self.watch = examples, recipe, out, seed, watch
+        self.where = where or device()
+        self.custom = model is not None
+        self.size: tuple[int, int, int] = tuple(examples.images.shape[1:])
+        if model is not None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(rng.derive(seed, "weights"))
+                network = model()
+        else:
+            mean, scale = moments(examples) if recipe.normalise else (None, None)
+            network = build(recipe.model, len(examples.class_names), self.size, seed=seed, mean=mean, scale=scale)
+        self.model = network.to(self.where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.epoch = 0
+
+    def work(self, epochs: int) -> int:
+        """Count pictures through training and recording in so many epochs."""
+        passes = len(self.examples) * epochs
+        if self.watch is not None and self.watch.when == "eval":
+            passes += len(self.watch.rows) * sum(self.watch.wants(epoch) for epoch in range(epochs))
+        return passes
+
+    def restore(self) -> None:
+        """Set up the optimizer, the pictures and the recorder, where the last checkpoint left them."""
+        self.store = PixelStore(self.examples, self.where)
+        self.optimizer = _optimizer(self.model, self.recipe)
+        facts = checkpoint.restore_state(self.out, self.model, self.optimizer) or {}
+        self.epoch = int(facts.get("epoch", 0))
+        self.files: dict[str, str] = facts.get("files", {})
+        for name, expected in self.files.items():
+            if not (self.out / name).exists() or run.digest(self.out / name) != expected:
+                raise RunError(
+                    f"{self.out / name} was altered since it was written. Remove {self.out} and give the same command again."
+                )
+        self.precision = facts.get("precision") or trial(self.model, self.recipe, self.size, self.where).precision
+        self.forward = torch.compile(self.model) if self.recipe.compile else self.model
+        self.recorder: Recorder | None = None
+        if self.watch is not None:
+            recorded = sum(self.watch.wants(epoch) for epoch in range(self.epoch))
+            self.recorder = Recorder(self.examples.labels, self.out, epoch=recorded)
+
+    def batches(self) -> Iterator[NDArray[np.int64]]:
+        """Go through the members in this epoch's order, in batches whose sizes differ by at most one."""
+        order = rng.order(self.seed, "shuffle", self.epoch, self.examples.rows)
+        return iter(np.array_split(order, self.steps))
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return max(1, -(-len(self.examples) // self.recipe.batch))
+
+    def one_epoch(self, step: Step) -> None:
+        """Train one epoch, record it, and leave a checkpoint."""
+        self.model.train()
+        recording = (
+            self.recorder if self.watch and self.watch.when == "train" and self.watch.wants(self.epoch) else None
+        )
+        numbers = draws(self.recipe.augment, self.seed, self.epoch, self.examples.total)
+        losses = torch.zeros((), device=self.where)
+        with features_of(self.model) as features:
+            for index, rows in enumerate(self.batches()):
+                rate = self.recipe.learning_rate_at(self.epoch * self.steps + index, self.steps)
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                images, labels = self.store.gather(rows)
+                images = augmented(images, self.recipe.augment, None if numbers is None else numbers[rows])
+                with autocast(self.where, self.precision):
+                    logits = self.forward(images)
+                each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+                loss = (each if self.recipe.clamp is None else each.clamp(max=self.recipe.clamp)).mean()
+                self.optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                self.optimizer.step()
+                losses += loss.detach()
+                if recording is not None and self.watch is not None:
+                    recording.record(rows, logits, features[0] if self.epoch in self.watch.features else None)
+                step.advance(len(rows))
+        self._check(float(losses) / self.steps)
+        if self.recorder is not None and self.watch is not None and self.watch.wants(self.epoch):
+            if self.watch.when == "eval":
+                self._examine(step)
+            self._note(self.recorder.end_epoch())
+        self.epoch += 1
+        self._save()
+
+    def _check(self, loss: float) -> None:
+        if not np.isfinite(loss):
+            raise TrainingError(
+                f"the loss is {loss} at epoch {self.epoch} (from 0) with learning rate {self.recipe.learning_rate:g}. "
+                "Give a lower learning rate, or precision float32."
+            )
+
+    def _examine(self, step: Step) -> None:
+        """Record the watched rows in eval mode, without augmentation."""
+        assert self.recorder is not None and self.watch is not None  # noqa: S101, PT018
+        wants_features = self.epoch in self.watch.features
+        self.model.eval()
+        with torch.inference_mode(), features_of(self.model) as features:
+            for rows in _parts(self.watch.rows):
+                images, _ = self.store.gather(rows)
+                with autocast(self.where, self.precision):
+                    logits = self.forward(images)
+                self.recorder.record(rows, logits, features[0] if wants_features and features else None)
+                step.advance(len(rows))
+
+    def _note(self, paths: list[Path]) -> None:
+        self.files.update({str(path.relative_to(self.out)): run.digest(path) for path in paths})
+
+    def _save(self) -> None:
+        facts = {"files": self.files, "precision": self.precision}
+        checkpoint.save_state(self.out, self.model, self.optimizer, self.epoch, facts)
+
+    def finish(self) -> nn.Module:
+        """Leave the model in the folder, marked as done."""
+        checkpoint.save_model(self.out, self.model, self._card())
+        for path in [*self.out.glob("checkpoint_*"), self.out / "state.json"]:
+            path.unlink(missing_ok=True)
+        run.finish(self.out, precision=self.precision)
+        return self.model.eval()
+
+    def _card(self) -> dict[str, Any]:
+        return {
+            "model": "custom" if self.custom else self.recipe.model,
+            "class_names": list(self.examples.class_names),
+            "size": list(self.size),
+            "rows": len(self.examples),
+            "source": self.examples.source,
+            "seed": self.seed,
+            "precision": self.precision,
+            "recipe": self.recipe.facts(),
+        }
+
+
+def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+
+
+def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
+
+
+def predict(model: nn.Module, examples: Examples, where: torch.device | None = None) -> NDArray[np.float32]:
+    """Return a model's logits for the members of ``examples``: float32 (members, classes)."""
+    place = where or device()
+    store = PixelStore(examples, place)
+    model = model.to(place).eval()
+    parts: list[Tensor] = []
+    with torch.inference_mode():
+        for rows in _parts(examples.rows):
+            parts.append(model(store.gather(rows)[0]).float())
+    logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
+    return logits

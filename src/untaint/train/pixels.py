@@ -1,0 +1,105 @@
+"""Batches of pictures on the device: gathered by row, augmented by arithmetic, never one by one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from untaint import rng
+from untaint.examples import Examples
+from untaint.recipe import Augment
+
+__all__ = ["PixelStore", "moments"]
+
+PAD = 4 / 32  # share of the side by which a crop may be shifted (4 of 32 pixels)
+SCALE = (0.8, 1.0)  # share of the area that a resized crop keeps
+
+
+def moments(examples: Examples, most: int = 5_000) -> tuple[list[float], list[float]]:
+    """Return mean and standard deviation per channel, in [0, 1], over evenly spread members."""
+    rows = examples.rows[:: max(1, len(examples) // most)]
+    pixels = examples.images[rows].astype(np.float32) / 255
+    scale = np.maximum(pixels.std(axis=(0, 2, 3)), 1e-3)
+    return pixels.mean(axis=(0, 2, 3)).astype(float).tolist(), scale.astype(float).tolist()
+
+
+class PixelStore:
+    """The pictures of some examples as float batches in [0, 1] on a device, and their labels.
+
+    On a GPU with room (a quarter of its free memory) the whole array lies there as uint8;
+    otherwise batches are gathered from memory or the memory map.
+    """
+
+    def __init__(self, examples: Examples, where: torch.device) -> None:
+        self.images = examples.images
+        self.where = where
+        self.labels = torch.from_numpy(examples.labels.copy()).to(where)
+        self._resident: Tensor | None = None
+        if where.type == "cuda" and self.images.nbytes < torch.cuda.mem_get_info(where)[0] // 4:
+            self._resident = torch.from_numpy(np.array(self.images)).to(where)
+
+    def gather(self, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Return float32 pictures (batch, channel, height, width) in [0, 1], channels last, and int64 labels."""
+        index = torch.from_numpy(rows).to(self.where, non_blocking=True)
+        if self._resident is not None:
+            batch = self._resident[index]
+        else:
+            batch = torch.from_numpy(self.images[rows]).to(self.where, non_blocking=True)
+        floats = batch.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
+        return floats, self.labels[index]
+
+
+def draws(augment: Augment, seed: int, epoch: int, total: int) -> NDArray[np.float32] | None:
+    """Return the random numbers of one epoch's augmentation: float32 (rows, 4), or None."""
+    if augment == "none":
+        return None
+    return rng.uniform(seed, "augment", epoch, np.arange(total), 4).astype(np.float32)
+
+
+def augmented(images: Tensor, augment: Augment, numbers: NDArray[Any] | None) -> Tensor:
+    """Return a batch with each picture shifted (reflecting at the border) or rescaled, and perhaps mirrored.
+
+    ``numbers``: (batch, 4) in [0, 1), the pictures' own draws.
+    """
+    if numbers is None or augment == "none":
+        return images
+    own = torch.from_numpy(np.ascontiguousarray(numbers)).to(images.device)
+    height, width = images.shape[2:]
+    flip = own[:, 0] < 0.5 if augment != "crop" else torch.zeros_like(own[:, 0], dtype=torch.bool)
+    if augment == "resized-crop":
+        return _resized(images, own, flip)
+    across = torch.arange(width, device=images.device).expand(len(images), -1)
+    across = torch.where(flip[:, None], width - 1 - across, across)
+    down = torch.arange(height, device=images.device).expand(len(images), -1)
+    down = _reflect(down + _shift(own[:, 1], height), height)
+    across = _reflect(across + _shift(own[:, 2], width), width)
+    batch = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = images.permute(0, 2, 3, 1)[batch, down[:, :, None], across[:, None, :]]
+    return moved.permute(0, 3, 1, 2)  # (batch, channel, height, width), channels last in memory
+
+
+def _shift(numbers: Tensor, side: int) -> Tensor:
+    most = max(1, round(PAD * side))
+    return (torch.floor(numbers * (2 * most + 1)).long() - most)[:, None]
+
+
+def _reflect(index: Tensor, side: int) -> Tensor:
+    index = index.abs()
+    return torch.where(index >= side, 2 * (side - 1) - index, index)
+
+
+def _resized(images: Tensor, own: Tensor, flip: Tensor) -> Tensor:
+    """Cut out a square of 80 to 100 % of the area at a random place and scale it back."""
+    side = (SCALE[0] + (SCALE[1] - SCALE[0]) * own[:, 3]).sqrt()
+    sign = torch.where(flip, -1.0, 1.0)
+    theta = torch.zeros(len(images), 2, 3, device=images.device)
+    theta[:, 0, 0], theta[:, 1, 1] = side * sign, side
+    theta[:, 0, 2] = (2 * own[:, 1] - 1) * (1 - side)
+    theta[:, 1, 2] = (2 * own[:, 2] - 1) * (1 - side)
+    grid = torch.nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    warped = torch.nn.functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    return warped.contiguous(memory_format=torch.channels_last)
