@@ -98,16 +98,15 @@ def _gap(values: NDArray[np.float64]) -> float | None:
     edges = np.linspace(squeezed.min() - 3 * width, squeezed.max() + 3 * width, BINS + 1)
     counts = np.histogram(squeezed, edges)[0].astype(np.float64)
     density = np.sqrt(gaussian_filter1d(counts, width / (edges[1] - edges[0]), mode="constant"))
-    main = int(density.argmax())
+    middles = (edges[:-1] + edges[1:]) / 2
+    main = int((density**2 / np.cosh(middles)).argmax())  # the largest on the scale of the scores
     peaks = np.flatnonzero((density[1:-1] > density[:-2]) & (density[1:-1] >= density[2:])) + 1
-    best, gap = 0.0, None
+    # the root of a smoothed count has the standard deviation 0.27 / sqrt(kernel width in bins), whatever the count
+    best, gap = 5 * 0.27 * np.sqrt((edges[1] - edges[0]) / width), None
     for peak in peaks[peaks > main]:
         between = density[main : peak + 1]
-        rise = density[peak] - between.min()  # of a square root: its noise is the same everywhere
+        rise = density[peak] - between.min()
         if rise > best:
             lowest = np.flatnonzero(between == between.min()) + main
-            best, gap = rise, float(np.median(lowest))
-    if gap is None:
-        return None
-    place = edges[0] + (gap + 0.5) * (edges[1] - edges[0])
-    return float(np.sinh(place) * scale + centre)
+            best, gap = rise, float(np.median(middles[lowest]))
+    return None if gap is None else float(np.sinh(gap) * scale + centre)

@@ -116,7 +116,11 @@ class Examples:
             if chosen.shape != (self.total,):
                 raise InputError(f"the mask has {chosen.size} entries for {self.total} rows. Give one per row.")
             chosen = np.flatnonzero(chosen)
-        return replace(self, rows=np.unique(chosen.astype(np.int64)))
+        rows = np.unique(chosen.astype(np.int64))
+        if rows.size and (rows[0] < 0 or rows[-1] >= self.total):
+            wrong = rows[0] if rows[0] < 0 else rows[-1]
+            raise InputError(f"row {wrong} is not among the {self.total} rows (0 to {self.total - 1}).")
+        return replace(self, rows=rows)
 
     def without(self, rows: Any) -> Examples:
         """Return the members that are not among these rows."""
@@ -176,7 +180,7 @@ class Examples:
         """A SHA-256 over pictures, labels, keys, class names and the rows of this subset."""
         sha = hashlib.sha256(repr((self.images.shape, self.class_names)).encode())
         for start in range(0, self.total, 65_536):
-            sha.update(np.ascontiguousarray(self.images[start : start + 65_536]))
+            sha.update(np.ascontiguousarray(self.images[start : start + 65_536]).data)
         sha.update(self.labels.tobytes())
         sha.update("\0".join(self.keys).encode("utf-8", "surrogateescape"))
         sha.update(self.rows.tobytes())

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from untaint import rng, run
 from untaint.defenses.base import Detector, Task
 from untaint.errors import InputError
+from untaint.examples import Examples
 from untaint.report.marks import read_marks
 from untaint.scores import Scores, Verdict
 
-__all__ = ["obey", "write_findings"]
+__all__ = ["left_out", "obey", "write_findings"]
 
 PICTURED = 300  # of the most suspicious rows
 COMPARED = 8  # kept pictures per class beside them
@@ -43,6 +44,15 @@ def obey(verdict: Verdict, marks: Path | None, task: Task) -> Verdict:
     rejected[rows["fine"]], rejected[rows["poison"]] = False, True
     note = f"{verdict.note} A person marked {len(rows['fine'])} pictures fine and {len(rows['poison'])} poison, which was obeyed."
     return replace(verdict, rejected=rejected, note=note)
+
+
+def left_out(examples: Examples, without: Path | None, marks: Path | None) -> NDArray[np.int64]:
+    """Return the rows that a file of keys and a person's marks leave out of training."""
+    rows = np.empty(0, dtype=np.int64) if without is None else examples.find(without)
+    words = {} if marks is None else read_marks(marks)
+    poison = examples.find([key for key, said in words.items() if said == "poison"])
+    fine = examples.find([key for key, said in words.items() if said == "fine"])
+    return np.setdiff1d(np.union1d(rows, poison), fine)
 
 
 def write_findings(

@@ -136,8 +136,7 @@ def poison(
         labels[rows] = attack.relabel(labels[rows], attack.target_in(examples.class_names))
         if len(covers):
             images[covers] = stamped(examples.images, covers, attack.cover, ledger.attacks[number])
-    source = f"{examples.source}, poisoned by {' and '.join(ledger.attacks)}" if attacks else examples.source
-    return replace(examples, images=images, labels=labels, source=source), ledger
+    return replace(examples, images=images, labels=labels), ledger  # not even ``source`` tells a defence what was done
 
 
 def plan(

@@ -60,12 +60,10 @@ def write_poisoned(
     progress = progress or Silent()
     paths = _Paths(Path(out))
     opened = open_source(source)
-    test = None if test_source is None else open_source(test_source, split="test")
+    test = None if test_source is None else _open_test(test_source)
     if test is not None and tuple(test.class_names) != tuple(opened.class_names):
-        raise SourceError(
-            f"the training set has the {len(opened.class_names)} classes {', '.join(opened.class_names[:5])}..., but the "
-            f"test set the {len(test.class_names)} classes {', '.join(test.class_names[:5])}... Give parts of one data set."
-        )
+        few = [f"{len(part.class_names)} classes ({', '.join(part.class_names[:5])}, ...)" for part in (opened, test)]
+        raise SourceError(f"the training set has {few[0]}, but the test set {few[1]}. Give parts of one data set.")
     form = form or ("folder" if type(opened).__name__ == "FolderSource" else "parquet")
     if any(type(attack).ready is not Attack.ready for attack in attacks):
         small = load(opened, progress=progress)
@@ -233,6 +231,16 @@ class _Poisoned:
             return after
 
         return changed
+
+
+def _open_test(source: Any) -> Source:
+    """Open the part ``test`` of a source, or a source that has no parts."""
+    try:
+        return open_source(source, split="test")
+    except SourceError as error:
+        if "has no splits" not in str(error):  # one that has parts, but no test: its training part must not be taken
+            raise
+        return open_source(source)
 
 
 def _triggered(test: Source, attack: Attack, name: str) -> Iterator[Planned]:

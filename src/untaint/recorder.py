@@ -82,8 +82,8 @@ class Recorder:
             self._sums = torch.zeros(3, len(self.labels), device=logits.device)
             self._predicted = torch.full((len(self.labels),), -1, dtype=torch.int32, device=logits.device)
             self._on_device = torch.from_numpy(self.labels.copy()).to(logits.device)
-        assert self._predicted is not None  # noqa: S101 - for the type checker
-        assert self._on_device is not None  # noqa: S101
+        assert self._predicted is not None
+        assert self._on_device is not None
         index = torch.as_tensor(rows, dtype=torch.int64).to(logits.device, non_blocking=True)
         if len(index) != len(logits):
             raise InputError(
@@ -114,7 +114,7 @@ class Recorder:
 
     def _settle(self) -> None:
         for rows, host in self._waiting:
-            assert self._features is not None  # noqa: S101
+            assert self._features is not None
             self._features[np.asarray(rows)] = host.numpy()
         self._waiting.clear()
 

@@ -41,13 +41,13 @@ def bits(seed: int, purpose: str, epoch: int, rows: NDArray[np.integer], draws: 
 
 def uniform(seed: int, purpose: str, epoch: int, rows: NDArray[np.integer], draws: int = 1) -> NDArray[np.float64]:
     """Return numbers in [0, 1) per row and draw: float64 (rows, draws)."""
-    return (bits(seed, purpose, epoch, rows, draws) >> np.uint64(11)) * 2.0**-53
+    return (bits(seed, purpose, epoch, rows, draws) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def order(seed: int, purpose: str, epoch: int, rows: NDArray[np.integer]) -> NDArray[np.int64]:
     """Return the given rows shuffled: the same order however the rows were given."""
-    rows = np.sort(np.asarray(rows, dtype=np.int64))
-    return rows[np.argsort(bits(seed, purpose, epoch, rows)[:, 0], kind="stable")]
+    ascending: NDArray[np.int64] = np.sort(np.asarray(rows, dtype=np.int64))
+    return ascending[np.argsort(bits(seed, purpose, epoch, ascending)[:, 0], kind="stable")]
 
 
 def choose(seed: int, purpose: str, rows: NDArray[np.integer], count: int) -> NDArray[np.int64]:

@@ -8,6 +8,7 @@ was begun with.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -52,7 +53,8 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         os.replace(part, path)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder itself may be a file
+            part.unlink(missing_ok=True)
         raise explain(error, path) from error
     except BaseException:
         part.unlink(missing_ok=True)
@@ -174,7 +176,7 @@ class RunDirectory:
     def __enter__(self) -> RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 - held until the run is left
+            self._lock = open(self.path / ".lock", "a")
         except OSError as error:
             raise explain(error, self.path) from error
         try:

@@ -32,10 +32,10 @@ def derive(scaled_logit: NDArray[np.float32], observable: Observable) -> NDArray
     s = np.asarray(scaled_logit, dtype=np.float32)
     if observable == "scaled-logit":
         return s
-    with np.errstate(over="ignore", under="ignore"):
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # nan, not seen, stays nan
         if observable == "probability":
             return (0.5 * (1 + np.tanh(s / 2))).astype(np.float32)
-        loss = np.logaddexp(np.float32(0), -s)  # softplus(-s)
+        loss = np.maximum(-s, 0) + np.log1p(np.exp(-np.abs(s)))  # softplus(-s)
         if observable == "ce":
             return loss.astype(np.float32)
         if observable == "log-ce":

@@ -44,7 +44,8 @@ def neighbours(features: NDArray[np.float32], rows: NDArray[np.int64], count: in
         own = torch.from_numpy(pool)[None, :] == torch.arange(start, start + len(block))[:, None]
         distance[own] = float("inf")
         found.append(distance.topk(min(count, len(pool) - 1), dim=1, largest=False).indices)
-    return rows[pool[torch.cat(found).numpy()]]
+    near: NDArray[np.int64] = rows[pool[torch.cat(found).numpy()]]
+    return near
 
 
 def company(values: NDArray[np.float32], near: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from untaint.defenses._distance import distances, epoch_filter
 from untaint.defenses.base import Detector, Task
 from untaint.scores import Scores
-from untaint.train.loop import Watch
+from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories
 
 __all__ = ["BaDLoss", "kept_epochs"]

@@ -23,7 +23,7 @@ from untaint.examples import Examples
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Rule, Scores, Verdict
-from untaint.train.loop import Watch, fit
+from untaint.training.loop import Watch, fit
 
 __all__ = ["Defense", "Detector", "Outcome", "Task"]
 

@@ -28,7 +28,7 @@ from untaint.defenses.base import Detector, Task
 from untaint.errors import SpecError
 from untaint.recipe import Recipe
 from untaint.scores import Scores
-from untaint.train.loop import Watch
+from untaint.training.loop import Watch
 from untaint.trajectories import BLOCK, Observable, Trajectories
 
 __all__ = ["CrossExamination", "trusted_rows"]
@@ -189,7 +189,8 @@ def first_suspicion(trajectories: Folded, labels: NDArray[np.int64], probes: NDA
         values = distances(trajectories, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
         order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
         ranks.append(order / max(1, len(order) - 1))
-    return np.mean(ranks, axis=0).astype(np.float32)
+    mean: NDArray[np.float32] = np.mean(ranks, axis=0).astype(np.float32)
+    return mean
 
 
 def trusted_rows(

@@ -15,7 +15,7 @@ __all__ = ["band", "watchers"]
 
 EPOCHS = 60  # at most this many are drawn, evenly spaced
 
-_NAMES = {"watcher-a": "Watcher A", "watcher-b": "Watcher B", "witness": "Witness"}
+_NAMES = {"watcher-a": "Watcher A", "watcher-b": "Watcher B", "witness": "Witness", ".": "Your training"}
 
 
 def band(margins: NDArray[np.float32]) -> NDArray[np.float64]:

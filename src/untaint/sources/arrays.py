@@ -52,7 +52,7 @@ class ArraySource(Source):
         """Return one picture in RGB."""
         return picture_of(self.images[index].transpose(1, 2, 0))
 
-    def measure(self, index: int) -> tuple[int, int]:  # noqa: ARG002 - all have one size
+    def measure(self, index: int) -> tuple[int, int]:
         """Return (width, height), the same for all."""
         return int(self.images.shape[3]), int(self.images.shape[2])
 

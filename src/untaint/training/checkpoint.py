@@ -16,7 +16,7 @@ from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.models.build import build
 
-__all__ = ["load_model", "save_model", "save_state", "restore_state"]
+__all__ = ["load_model", "restore_state", "save_model", "save_state"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -23,9 +23,9 @@ from untaint.models.build import build, features_of
 from untaint.progress import Progress, Silent, Step
 from untaint.recipe import Recipe
 from untaint.recorder import Recorder
-from untaint.train import checkpoint
-from untaint.train.device import autocast, device, trial
-from untaint.train.pixels import PixelStore, augmented, draws, moments
+from untaint.training import checkpoint
+from untaint.training.device import autocast, device, trial
+from untaint.training.pixels import PixelStore, augmented, draws, moments
 
 __all__ = ["Watch", "fit", "predict"]
 
@@ -167,7 +167,7 @@ class _Training:
                 each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
                 loss = (each if self.recipe.clamp is None else each.clamp(max=self.recipe.clamp)).mean()
                 self.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
                 losses += loss.detach()
                 if recording is not None and self.watch is not None:
@@ -190,7 +190,7 @@ class _Training:
 
     def _examine(self, step: Step) -> None:
         """Record the watched rows in eval mode, without augmentation."""
-        assert self.recorder is not None and self.watch is not None  # noqa: S101, PT018
+        assert self.recorder is not None and self.watch is not None  # noqa: PT018
         wants_features = self.epoch in self.watch.features
         self.model.eval()
         with torch.inference_mode(), features_of(self.model) as features:
@@ -214,7 +214,11 @@ class _Training:
         for path in [*self.out.glob("checkpoint_*"), self.out / "state.json"]:
             path.unlink(missing_ok=True)
         run.finish(self.out, precision=self.precision)
-        return self.model.eval()
+        return self._in_eval_mode()
+
+    def _in_eval_mode(self) -> nn.Module:
+        network: nn.Module = self.model.eval()
+        return network
 
     def _card(self) -> dict[str, Any]:
         return {

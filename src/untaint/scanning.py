@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint import run, spec
+from untaint import rng, run, spec
 from untaint.defenses import DEFENSES, Detector, Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, ProbeError, RunError, SourceError, SpecError
@@ -36,12 +36,12 @@ from untaint.recipe import Preset, preset, preset_of
 from untaint.report import write_report
 from untaint.scores import KeepPerClass, Rule, Scores, Verdict, parse_rule, rule_text
 from untaint.sources import load
-from untaint.train.checkpoint import load_model
-from untaint.train.device import Trial, device, hardware, trial
-from untaint.train.loop import fit
+from untaint.training.checkpoint import load_model
+from untaint.training.device import Trial, device, hardware, trial
+from untaint.training.loop import fit
 from untaint.trajectories import Trajectories
 
-__all__ = ["Result", "scan", "score", "train"]
+__all__ = ["Result", "scan", "score", "suggest_probes", "train", "with_probes"]
 
 FEWEST_PROBES = 10
 
@@ -165,7 +165,7 @@ def _conclude(
     """Decide, write what was found, and train on what is kept."""
     verdict = obey(judge.decide(scores, task), Path(marks) if marks else None, task)
     clock.lap("watch and score")
-    facts = {
+    facts: dict[str, Any] = {
         "preset": task.preset.name,
         "clean_model": None,
         "hardware": hardware(task.where or device()),
@@ -337,6 +337,23 @@ def with_probes(
     if len(rows) < 100:
         told.say(f"{len(rows)} probes are few: 250 make the comparison steadier.")
     return examples, rows, outside
+
+
+def suggest_probes(examples: Examples, count: int, *, balanced: bool = False, seed: int = 0) -> NDArray[np.int64]:
+    """Return candidates for probes: drawn uniformly, or the same number of each class; ascending."""
+    if not 1 <= count <= len(examples):
+        raise ProbeError(
+            f"{count} probes were asked for, of {len(examples)} pictures. Give a number between 1 and {len(examples)}."
+        )
+    if not balanced:
+        return rng.choose(seed, "probes", examples.rows, count)
+    labels = examples.labels[examples.rows]
+    shuffled = rng.order(seed, "probes", 0, examples.rows)
+    turn = np.zeros(examples.total, dtype=np.int64)  # the how manieth of its class each row is
+    for label in np.unique(labels):
+        members = shuffled[examples.labels[shuffled] == label]
+        turn[members] = np.arange(len(members))
+    return np.sort(shuffled[np.argsort(turn[shuffled], kind="stable")][:count])
 
 
 def append(examples: Examples, trusted: Examples) -> tuple[Examples, NDArray[np.int64]]:

@@ -1,0 +1,42 @@
+"""What there is, by name, with the first sentence of its docstring."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+__all__ = ["listing"]
+
+
+def listing(what: str) -> list[tuple[str, str]]:
+    """Return (name and options, what it does) for attacks, defenses, models, presets or rules."""
+    if what == "attacks":
+        from untaint.attacks import ATTACKS
+
+        return [_described(name, ATTACKS.kind(name)) for name in ATTACKS.names()]
+    if what == "defenses":
+        from untaint.defenses import DEFENSES
+
+        return [_described(name, DEFENSES.kind(name)) for name in DEFENSES.names()]
+    if what == "models":
+        from untaint.models.build import names
+
+        return [(name, "small and quick on a CPU" if "proxy" in name else "torchvision") for name in names()]
+    if what == "rules":
+        from untaint.scores import RULES
+
+        return [_described(name, kind) for name, kind in RULES.items()]
+    from untaint.recipe import PRESETS
+
+    return [
+        (name, f"{p.detector}, {p.watch.model}, {p.watch.epochs} epochs, {p.reject}") for name, p in PRESETS.items()
+    ]
+
+
+def _described(name: str, kind: Any) -> tuple[str, str]:
+    options = ",".join(
+        f"{f.name.replace('_', '-')}={f.default}"
+        for f in dataclasses.fields(kind)
+        if f.default is not dataclasses.MISSING
+    )
+    return f"{name}:{options}" if options else name, (kind.__doc__ or "").strip().splitlines()[0]

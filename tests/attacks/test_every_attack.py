@@ -1,0 +1,162 @@
+"""What every attack promises, tested for all that are registered at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from untaint import spec
+from untaint.attacks import ATTACKS, Attack
+from untaint.errors import InputError, SpecError
+from untaint.examples import Examples
+
+VARIANTS = [
+    *ATTACKS.names(),
+    "blend:pattern=lattice",
+    "blend:alpha=0.5,pattern-seed=7",
+    "patch:cell=1,corner=upper-left",
+    "sinusoid:frequency=3,alpha=0.6",
+]
+SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
+
+every_attack = pytest.mark.parametrize("text", VARIANTS)
+every_size = pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(map(str, shape)))
+
+
+def ready(text: str) -> Attack:
+    return ATTACKS.build(text).ready(some_examples(40))
+
+
+def some_examples(count: int, classes: int = 4) -> Examples:
+    images = np.random.default_rng(1).integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
+    return Examples.of(images, np.arange(count) % classes)
+
+
+def pictures(shape: tuple[int, ...], count: int = 4) -> np.ndarray:
+    return np.random.default_rng(count).integers(0, 256, (count, *shape), dtype=np.uint8)
+
+
+@every_attack
+@every_size
+@pytest.mark.parametrize("method", ["stamp", "trigger", "cover"])
+def test_changes_each_picture_within_its_bound_and_nothing_given(text, shape, method):
+    attack, images, rows = ready(text), pictures(shape), np.array([3, 1, 4, 7])
+    images_before, rows_before = images.copy(), rows.copy()
+    images.flags.writeable = rows.flags.writeable = False
+    after = getattr(attack, method)(images, rows)
+    assert after.dtype == np.uint8
+    assert after.shape == images.shape
+    change = np.abs(after.astype(int) - images)
+    assert (change.max(axis=(1, 2, 3)) > 0).all()
+    assert change.max() <= attack.bound(*shape[1:])
+    assert np.array_equal(images, images_before)
+    assert np.array_equal(rows, rows_before)
+    assert not np.shares_memory(after, images)
+    assert np.array_equal(after, getattr(ready(text), method)(images, rows))
+
+
+@every_attack
+@settings(max_examples=15, deadline=None)
+@given(data=st.data())
+def test_a_picture_does_not_depend_on_its_neighbours(text, data):
+    shape = data.draw(st.sampled_from([(3, 32, 32), (1, 20, 31), (3, 9, 17)]))
+    images = data.draw(arrays.arrays(np.uint8, (5, *shape), fill=st.integers(0, 255)))
+    rows = np.array(data.draw(st.permutations([0, 1, 2, 50_000, 2**40])))
+    cut = data.draw(st.integers(0, 5))
+    attack = ready(text)
+    whole = attack.stamp(images, rows)
+    parts = np.concatenate([attack.stamp(images[:cut], rows[:cut]), attack.stamp(images[cut:], rows[cut:])])
+    assert np.array_equal(whole, parts)
+    turned = attack.stamp(images[::-1], rows[::-1])[::-1]
+    assert np.array_equal(whole, turned)
+
+
+@every_attack
+def test_the_bound_is_reached_by_some_picture(text):
+    attack = ready(text)
+    extremes = np.stack([np.zeros((3, 32, 32), np.uint8), np.full((3, 32, 32), 255, np.uint8)])
+    change = np.abs(attack.stamp(extremes, np.arange(2)).astype(int) - extremes).max()
+    assert attack.bound(32, 32) - 1 <= change <= attack.bound(32, 32)
+
+
+@every_attack
+def test_settings_survive_repr_and_text(text):
+    attack = dataclasses.replace(ATTACKS.build(text), target=3, rate=0.25)
+    assert ATTACKS.build(spec.text(ATTACKS.name_of(attack), attack)) == attack
+    assert eval(repr(attack), {type(attack).__name__: type(attack)}) == attack
+    assert hash(attack) == hash(dataclasses.replace(attack, target="3"))
+
+
+@every_attack
+@settings(max_examples=25, deadline=None)
+@given(rate=st.floats(0.02, 0.2), count=st.integers(60, 400), seed=st.integers(0, 2**40))
+def test_exactly_the_share_is_chosen_by_the_rule_of_its_kind(text, rate, count, seed):
+    examples = some_examples(count)
+    attack = dataclasses.replace(ATTACKS.build(text), target=1, rate=rate)
+    free = examples.rows[7:]
+    rows = attack.choose(examples, free, seed=seed)
+    assert len(rows) == int(np.floor(round(rate * count, 6) + 0.5))
+    assert np.isin(rows, free).all()
+    assert (np.diff(rows) > 0).all()
+    assert np.array_equal(rows, attack.choose(examples, free[::-1], seed=seed))
+    relabelled = attack.relabel(examples.labels[rows], 1)
+    assert (relabelled == 1).all()
+    if attack.clean_label:
+        assert (examples.labels[rows] == 1).all()
+
+
+@every_attack
+def test_other_seeds_choose_others_and_other_options_the_same(text):
+    examples, attack = some_examples(400), dataclasses.replace(ATTACKS.build(text), rate=0.05)
+    rows = attack.choose(examples, examples.rows, seed=0)
+    assert not np.array_equal(rows, attack.choose(examples, examples.rows, seed=1))
+    fewer = dataclasses.replace(attack, rate=0.025).choose(examples, examples.rows, seed=0)
+    assert np.isin(fewer, rows).all()
+    if not attack.clean_label:
+        assert len(np.unique(examples.labels[rows])) == 4, "the target class is poisoned too"
+
+
+@every_attack
+def test_a_share_that_is_no_picture_or_more_than_there_are_is_refused_with_both_numbers(text):
+    examples, attack = some_examples(100), ATTACKS.build(text)
+    with pytest.raises(InputError, match=r"rate=0\.004 of 100 pictures"):
+        dataclasses.replace(attack, rate=0.004).choose(examples, examples.rows, seed=0)
+    with pytest.raises(InputError, match=r"100 pictures is 90 .*only \d+ are free"):
+        dataclasses.replace(attack, rate=0.9).choose(examples, examples.rows[:80], seed=0)
+
+
+@every_attack
+@pytest.mark.parametrize(
+    "setting", [{"rate": 0.0}, {"rate": 1.5}, {"cover_rate": -1.0}, {"target": ""}, {"target": "a,b"}]
+)
+def test_impossible_settings_are_refused(text, setting):
+    with pytest.raises(SpecError, match=next(iter(setting))):
+        dataclasses.replace(ATTACKS.build(text), **setting)
+
+
+@every_attack
+def test_covers_are_chosen_outside_the_target_class(text):
+    examples, attack = some_examples(200), dataclasses.replace(ATTACKS.build(text), target=2, cover_rate=0.1)
+    covers = attack.choose_covers(examples, examples.rows, seed=0)
+    assert len(covers) == 20
+    assert (examples.labels[covers] != 2).all()
+    assert not len(ATTACKS.build(text).choose_covers(examples, examples.rows, seed=0))
+
+
+def test_a_target_is_a_name_or_else_a_number():
+    names = ("cat", "dog", "0", "3")
+    numbers = {target: ATTACKS.build(f"patch:target={target}").target_in(names) for target in ("dog", "0", "1", "3")}
+    assert numbers == {"dog": 1, "0": 2, "1": 1, "3": 3}
+    for wrong in ("4", "-1", "dgo"):
+        with pytest.raises(SpecError, match=f"target is '{wrong}', but the 4 classes"):
+            ATTACKS.build(f"patch:target={wrong}").target_in(names)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_the_file_name_is_the_name(name):
+    assert ATTACKS.name_of(ATTACKS.build(name)) == name
