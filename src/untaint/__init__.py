@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from untaint.errors import TrainingError as TrainingError
     from untaint.errors import UntaintError as UntaintError
     from untaint.examples import Examples as Examples
-    from untaint.poison import Ledger as Ledger
-    from untaint.poison import poison as poison
-    from untaint.poison import triggered as triggered
+    from untaint.poisoning import Ledger as Ledger
+    from untaint.poisoning import poison as poison
+    from untaint.poisoning import triggered as triggered
     from untaint.recipe import Preset as Preset
     from untaint.recipe import Recipe as Recipe
     from untaint.recorder import Recorder as Recorder
@@ -44,7 +44,7 @@ _HOME = {
     "DEFENSES": "defenses",
     "Examples": "examples",
     "InputError": "errors",
-    "Ledger": "poison",
+    "Ledger": "poisoning",
     "Preset": "recipe",
     "Recipe": "recipe",
     "Recorder": "recorder",
@@ -56,11 +56,11 @@ _HOME = {
     "evaluate": "training.evaluate",
     "load": "sources",
     "load_model": "training.checkpoint",
-    "poison": "poison",
+    "poison": "poisoning",
     "scan": "scanning",
     "score": "scanning",
     "train": "scanning",
-    "triggered": "poison",
+    "triggered": "poisoning",
 }
 
 __all__ = sorted(["__version__", *_HOME])

@@ -279,7 +279,7 @@ def poison(
     Example: untaint poison photos/train --attack patch:target=0,rate=0.01 --attack sinusoid:target=4 --out data/two
     """
     from untaint.attacks import ATTACKS
-    from untaint.poison_files import write_poisoned
+    from untaint.poisoned_files import write_poisoned
     from untaint.sources import open_source
 
     columns = {"image_column": image_column, "label_column": label_column}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from untaint import rng, samples
 from untaint.attacks import ATTACKS
-from untaint.poison import Ledger, poison, triggered
+from untaint.poisoning import Ledger, poison, triggered
 from untaint.progress import Progress
 from untaint.recipe import preset
 from untaint.scanning import Result, scan, train

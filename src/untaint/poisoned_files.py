@@ -18,7 +18,7 @@ from untaint import run
 from untaint.attacks import Attack
 from untaint.errors import InputError, RunError, SourceError
 from untaint.examples import Examples
-from untaint.poison import Change, Ledger, applied, attack_names, plan
+from untaint.poisoning import Change, Ledger, applied, attack_names, plan
 from untaint.progress import Progress, Silent
 from untaint.sources import Source, Unreadable, load, open_source
 from untaint.writers import FolderWriter, PictureWriter, TableWriter, as_png

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from untaint.attacks import ATTACKS, Attack
 from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
-from untaint.poison import Ledger, attack_names, poison, triggered
+from untaint.poisoning import Ledger, attack_names, poison, triggered
 
 TEXTS = [
     "patch:target=0,rate=0.05",
