@@ -110,7 +110,7 @@ def test_what_is_not_found_is_named_with_the_nearest(six, tmp_path):
         ProbeError, match=r"1 of 2 keys in the list given are not in the data, first 'dog/4.png'. Nearest: dog/"
     ):
         six.find(["cat/a.png", "dog/4.png"])
-    with pytest.raises(ProbeError, match="Keys look like 'cat/a.png'"):
+    with pytest.raises(ProbeError, match=r"Keys look like 'cat/a.png'"):
         six.find(["~"])
     with pytest.raises(ProbeError, match="row 6 is not among the 6 rows"):
         six.find([0, 6])

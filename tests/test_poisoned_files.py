@@ -14,8 +14,8 @@ from PIL import Image
 from untaint import run, samples
 from untaint.attacks import ATTACKS
 from untaint.errors import InputError, RunError, SourceError
-from untaint.poisoning import Ledger, poison, triggered
 from untaint.poisoned_files import write_poisoned
+from untaint.poisoning import Ledger, poison, triggered
 from untaint.sources import load, open_source
 
 ATTACKED = [ATTACKS.build("patch:target=cat,rate=0.2"), ATTACKS.build("sinusoid:target=dog,class-rate=0.25")]

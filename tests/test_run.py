@@ -16,20 +16,23 @@ from untaint.errors import RunError
 # --- files
 
 
+def write_half(file, error):
+    file.write(b"half")
+    file.flush()
+    assert file.name.endswith(".part")
+    raise error
+
+
 def test_a_file_is_complete_or_absent(tmp_path):
     path = tmp_path / "deep" / "file.bin"
     with pytest.raises(ZeroDivisionError), run.written(path) as file:
-        file.write(b"half")
-        file.flush()
-        assert not path.exists()
-        raise ZeroDivisionError
+        write_half(file, ZeroDivisionError)
     assert list(path.parent.iterdir()) == []
     with run.written(path) as file:
         file.write(b"whole")
     assert path.read_bytes() == b"whole"
     with pytest.raises(KeyboardInterrupt), run.written(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+        write_half(file, KeyboardInterrupt)
     assert path.read_bytes() == b"whole"
     assert [p.name for p in path.parent.iterdir()] == ["file.bin"]
 
@@ -39,8 +42,7 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path):
         pytest.raises(RunError, match=r"the disk is full: .*array.npy could not be written"),
         run.written(tmp_path / "array.npy") as file,
     ):
-        file.write(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        write_half(file, OSError(errno.ENOSPC, "No space left on device"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -293,7 +295,7 @@ def slow_dip(values):
         left = [(x[i], i) for i in range(mode + 1)]
         right = [(x[i], i + 1) for i in range(mode, size)]
         for points, sign in ((left, 1), (right, -1)):
-            for (_, i), (_, j) in zip(points, points[1:], strict=False):
+            for (_, i), (_, j) in itertools.pairwise(points):
                 at_most([(i, 1), (j, -1)], 0)
             for (a, i), (b, j), (c, k) in zip(points, points[1:], points[2:], strict=False):
                 first, second = sign / (b - a), sign / (c - b)

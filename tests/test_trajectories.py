@@ -61,7 +61,7 @@ def test_nan_stays_nan_without_a_warning():
 
 
 def test_an_unknown_observable_is_answered_with_the_nearest():
-    with pytest.raises(InputError, match="no observable 'lgo-ce'. Did you mean 'log-ce'"):
+    with pytest.raises(InputError, match=r"no observable 'lgo-ce'. Did you mean 'log-ce'"):
         derive(np.zeros(1, np.float32), "lgo-ce")
 
 

@@ -13,10 +13,11 @@ stretched until no larger share of the probes than expected has p-values below 0
 
 What it costs: fewer than 1/q poisoned rows are never found; poison that lies no further right than
 clean rows lie left is not found; the median moves right with much poison, so at 20 % fewer are found
-than could be. Chosen over a normal (Efron, 2004) and a Student null fitted to the centre, which
-rejected hundreds of 10,000 clean rows with t-distributed scores, or a few in every second data set,
-where this rejected none. With skewed clean scores (gamma, shape 16) and few or no probes it still
-sets too many aside.
+than could be. Chosen over a normal (Efron, 2004) and a Student null fitted to the centre: on 10,000 clean
+rows with Student scores (5 degrees of freedom) the normal set about 100 aside and the Student null
+some in one draw of five, this one none in ten. It is wrong where clean scores are skewed to the right
+(gamma, shape 16) and probes are few: of 10,000 clean rows it then set 68 aside with 50 probes, 1.5 with
+250; of 50,000, 354 and 31 (means of 12 draws, q = 0.1).
 """
 
 from __future__ import annotations

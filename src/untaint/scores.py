@@ -33,6 +33,7 @@ __all__ = [
     "Scores",
     "Verdict",
     "parse_rule",
+    "rule_text",
 ]
 
 

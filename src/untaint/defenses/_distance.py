@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from untaint import rng
 from untaint.errors import InputError, ProbeError, did_you_mean
@@ -41,7 +41,9 @@ def mean_losses(trajectories: Trajectories, observable: Observable = "ce") -> ND
     for _, table in trajectories.blocks(observable, size=READ):
         total += np.nansum(table, axis=0, dtype=np.float64)
         seen += np.count_nonzero(~np.isnan(table), axis=0)
-    return np.divide(total, seen, out=np.full(len(total), np.nan), where=seen > 0)
+    means = np.full(len(total), np.nan)
+    np.divide(total, seen, out=means, where=seen > 0)
+    return means
 
 
 def epoch_filter(mean_losses: Sequence[float] | NDArray[np.float64], factor: float = 2.0, window: int = 3) -> list[int]:
@@ -101,7 +103,7 @@ def distances(
     if centre == "class" and labels is not None:
         view = _View(trajectories, observable, chosen, labels, class_medians(trajectories, observable, chosen, labels))
     of_probes = view.read(trusted)
-    usable = ~np.isnan(of_probes).any(axis=1)
+    usable = np.logical_not(np.isnan(of_probes).any(axis=1))
     trusted, of_probes = trusted[usable], of_probes[usable]
     if len(trusted) < 2:
         raise ProbeError(
@@ -244,7 +246,8 @@ class _Neighbours:
         near = np.empty(squared.shape, dtype=np.float32)
         np.maximum(squared, 0, out=near, casting="same_kind")
         near.partition(self.k - 1, axis=1)
-        return np.sqrt(near[:, : self.k]).mean(axis=1)
+        means: NDArray[np.float32] = np.sqrt(near[:, : self.k]).mean(axis=1)
+        return means
 
 
 def _all_rows(view: _View, neighbours: _Neighbours, progress: Progress) -> NDArray[np.float32]:
@@ -258,8 +261,11 @@ def _all_rows(view: _View, neighbours: _Neighbours, progress: Progress) -> NDArr
 
     # numpy releases the interpreter in all the long steps, so threads share the work; the matrix
     # products are too small to be shared once more, within each thread
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(THREADS) as pool:
-        with progress.step("distances", total) as step:
-            for count in pool.map(fill, range(0, total, READ)):
-                step.advance(count)
+    with (
+        threadpool_limits(1, "blas"),
+        ThreadPoolExecutor(THREADS) as pool,
+        progress.step("distances", total) as step,
+    ):
+        for count in pool.map(fill, range(0, total, READ)):
+            step.advance(count)
     return result

@@ -12,13 +12,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses._distance import distances, epoch_filter
+from untaint.defenses._distance import distances, epoch_filter, mean_losses
 from untaint.defenses.base import Detector, Task
 from untaint.scores import Scores
 from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories
 
-__all__ = ["BaDLoss", "kept_epochs"]
+__all__ = ["BaDLoss"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class BaDLoss(Detector):
 
     def compare(self, trajectories: Trajectories, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Scores:
         """Return the distances for trajectories recorded in any loop."""
-        chosen = kept_epochs(trajectories) if self.epochs == "stable" else None
+        chosen = epoch_filter(mean_losses(trajectories)) if self.epochs == "stable" else None
         values = distances(
             trajectories,
             probes,
@@ -63,12 +63,3 @@ class BaDLoss(Detector):
         """Return the pictures that pass through the one watcher."""
         passes = task.preset.watch.epochs * len(task.examples)
         return [(passes, passes if task.preset.record == "eval" else 0)]
-
-
-def kept_epochs(trajectories: Trajectories) -> list[int]:
-    """Return the epochs whose mean loss is no spike (the paper's footnote)."""
-    totals, counts = np.zeros(trajectories.epochs), np.zeros(trajectories.epochs)
-    for _, block in trajectories.blocks("ce"):
-        totals += np.nansum(block, axis=0, dtype=np.float64)
-        counts += np.isfinite(block).sum(axis=0)
-    return epoch_filter(totals / np.maximum(counts, 1))

@@ -73,6 +73,11 @@ class CrossExamination(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return own figure and company of every row, from two watchers and a witness."""
+        if task.preset.record != "eval":
+            raise SpecError(
+                f"record is {task.preset.record}, but cross-examination asks each watcher about pictures it was not "
+                "trained on. Give record eval, or the detector badloss."
+            )
         rows, labels = task.examples.rows, task.examples.labels
         first = np.zeros(task.examples.total, dtype=bool)
         first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True

@@ -1,0 +1,71 @@
+"""Writes docs/results.md from results/*.json: every table there is made here, none is typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def detection(facts: dict[str, Any]) -> str:
+    columns = [*facts["attacks"], "all"]
+    head = [
+        "AUROC",
+        *(c.replace(",rate=0.01", "") for c in columns),
+        "TPR at 5 / 1 / 0.1 % FPR",
+        "found at 1 / 5 / 40 % rejected",
+    ]
+    rows = []
+    for method in METHODS:
+        own = facts[method]
+        tpr = " / ".join(f"{own['all']['tpr_at_fpr'][rate]:.2f}" for rate in ("0.05", "0.01", "0.001"))
+        rejected = " / ".join(f"{own['all']['found_at_rejected'][share]:.2f}" for share in ("0.01", "0.05", "0.4"))
+        rows.append([method, *(f"{own[c]['auroc']:.3f}" for c in columns), tpr, rejected])
+    return table(head, rows)
+
+
+def models(facts: dict[str, Any]) -> str:
+    head = ["model trained on", *next(iter(facts["models"].values()))]
+    return table(
+        head, [[name, *(f"{100 * value:.1f} %" for value in own.values())] for name, own in facts["models"].items()]
+    )
+
+
+def section(facts: dict[str, Any]) -> str:
+    aside = facts["set aside"]
+    parts = [
+        f"## {facts['name']}",
+        f"{facts['rows']:,} pictures of {facts['pixels']}x{facts['pixels']} pixels, {sum(facts['attacks'].values()):,} of them poisoned by "
+        f"{len(facts['attacks'])} attackers at once, 250 probes, one seed. {facts['hardware']}.",
+        detection(facts),
+        f"Best options of BaDLoss: `{facts[METHODS[1]]['options']}`.",
+        f"Set aside by `{aside['rule']}`: {aside['rejected']:,} pictures, {aside['clean among them']:,} of them clean; "
+        f"{sum(aside['found'].values()):,} of {sum(facts['attacks'].values()):,} poisoned ones found. {aside['note']}",
+    ]
+    if "models" in facts:
+        parts.append(models(facts))
+    parts.append("Seconds: " + ", ".join(f"{name} {spent:,.0f}" for name, spent in facts["scan seconds"].items()) + ".")
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    found = [json.loads(path.read_text()) for path in sorted(Path("results").glob("*.json"))]
+    whole = [
+        "# Results",
+        "Made by `python scripts/render_results.py` from `results/*.json`, which `benchmarks/detection.py` writes. AUROC of an attack: its rows "
+        "against clean rows only. TPR at an FPR: over clean rows. One seed each, so differences of a point mean nothing. The methods "
+        "were developed while looking at CIFAR-10 under these very attacks.",
+        *map(section, found),
+    ]
+    Path("docs/results.md").write_text("\n\n".join(whole) + "\n")
+
+
+if __name__ == "__main__":
+    main()
