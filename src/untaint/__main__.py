@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import sys
+import traceback
 
 __all__ = ["main"]
 
@@ -14,23 +17,47 @@ def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave: 0 finished, 1 internal error, 2 wrong use or input, 3 with --check if something was set aside."""
     # threads that wait should sleep: spinning ones starve each other as soon as another process is busy
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # a stream of somebody's own
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(_code(sys.argv[1:] if arguments is None else arguments))
+
+
+def _code(arguments: list[str]) -> int:
     from untaint.cli import run_command
     from untaint.errors import UntaintError
 
     try:
-        code = run_command(sys.argv[1:] if arguments is None else arguments)
+        code = run_command(arguments)
+        sys.stdout.flush()
     except UntaintError as error:
-        print(f"untaint: {error}", file=sys.stderr)
-        code = WRONG_USE
+        return _told(str(error), WRONG_USE)
     except KeyboardInterrupt:
-        print(
-            "\nuntaint: interrupted. What was finished is kept: the same command goes on from there.", file=sys.stderr
-        )
-        code = INTERRUPTED
-    except BrokenPipeError:
-        sys.stderr.close()
-        code = FINISHED
-    sys.exit(code)
+        print(file=sys.stderr)
+        return _told("interrupted. What was finished is kept: the same command goes on from there.", INTERRUPTED)
+    except BrokenPipeError:  # whoever read the output has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINISHED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return _unexpected()
+        where = f" ({error.filename})" if error.filename else ""
+        return _told(f"the disk is full{where}. Free some space and give the same command again.", WRONG_USE)
+    except Exception:
+        return _unexpected()
+    return code
+
+
+def _told(message: str, code: int) -> int:
+    from untaint.terminal import plain
+
+    print(f"untaint: {plain(message)}", file=sys.stderr)
+    return code
+
+
+def _unexpected() -> int:
+    traceback.print_exc()
+    return _told("this is an error in untaint, not in what you did. Please report it with the lines above.", INTERNAL)
 
 
 if __name__ == "__main__":

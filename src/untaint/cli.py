@@ -6,15 +6,16 @@ Nothing heavy is imported before a command runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import Positional, UseAppendAction
 
 from untaint import terminal
+from untaint.arguments import flag, given, option, overview, parse
 
 if TYPE_CHECKING:
     from untaint.recipe import Preset
@@ -24,52 +25,67 @@ __all__ = ["run_command"]
 
 SET_ASIDE = 3  # exit code with --check
 
-Quiet = Annotated[bool, arg(help="No bars, no remarks.")]
-Json = Annotated[bool, arg(name="json", help="Print the summary as JSON.")]
+Data = Positional[Annotated[str, given("A folder, table or archive of pictures, a hub id, or a name such as cifar10.", "DATA")]]
+Run = Positional[Annotated[Path, given("The folder of a scan.", "RUN")]]
+Quiet = Annotated[bool, flag("No bars, no remarks.")]
+Json = Annotated[bool, flag("Print one JSON object instead of text.", name="json")]
+Check = Annotated[bool, flag("Leave with exit code 3 when something was set aside.")]
 Size = Annotated[
-    int | None, arg(help="Pixels per side that the models look at; default: the shorter side, at most 64.")
+    int | None,
+    option("Pixels per side that the models look at; if not given, the pictures' shorter side, at most 64.", "PIXELS"),
 ]
-Split = Annotated[str, arg(help="Which part, where the data has parts.")]
-Column = Annotated[str | None, arg(help="Guessed if not given.")]
-Seed = Annotated[int, arg(help="Everything random depends on it and on the row alone.")]
+Split = Annotated[str, option("Which part, where the data has parts.", "PART")]
+ImageColumn = Annotated[str | None, option("Where a table holds the pictures; guessed if not given.", "COLUMN")]
+LabelColumn = Annotated[str | None, option("Where a table holds the labels; guessed if not given.", "COLUMN")]
+Seed = Annotated[int, option("Everything random depends on it and on the row alone.", "N")]
+Reject = Annotated[
+    str | None,
+    option("The rule that decides, such as fraction:share=0.4 or gap; see `untaint list rules`.", "RULE"),
+]
+KeepPerClass = Annotated[float | None, option("Keep at least this share of each class, such as 0.2.", "SHARE")]
+Marks = Annotated[Path | None, option("Pictures marked fine or poison in a report; obeyed.", "FILE")]
+Model = Annotated[str | None, option("proxy, proxy-wide, or a name of torchvision or timm.", "NAME")]
+Augment = Annotated[
+    Literal["none", "crop", "crop-flip", "resized-crop"] | None,
+    option("For witness and clean model; crop where left and right differ, as on signs."),
+]
 
 
 def scan(
-    data: Positional[str],
+    data: Data,
     /,
     *,
     probes: Annotated[
-        str, arg(help="Pictures somebody has looked at: a file of keys, or a folder of trusted pictures.")
+        str, given("Pictures somebody has looked at: a file of keys, or a folder of trusted pictures.", "FILE")
     ],
-    out: Annotated[Path, arg(help="The run's folder. The same command with the same folder goes on where it was.")],
+    out: Annotated[Path, given("The run's folder. The same command goes on where it was interrupted.", "FOLDER")],
     preset: Annotated[
-        str, arg(help="fast (cross-examination, small models) or paper (BaDLoss as published).")
+        str, option("fast (cross-examination, small models) or paper (BaDLoss as published).", "NAME")
     ] = "fast",
     detector: Annotated[
-        str | None, arg(help="Another detector, NAME:KEY=VALUE,... See `untaint list defenses`.")
+        str | None, option("Another detector, NAME:KEY=VALUE,...; see `untaint list defenses`.", "DETECTOR")
     ] = None,
-    reject: Annotated[
-        str | None, arg(help="The rule that decides, e.g. false-discovery:q=0.1, fraction:share=0.4, gap.")
+    reject: Reject = None,
+    keep_per_class: KeepPerClass = None,
+    marks: Marks = None,
+    model: Model = None,
+    epochs: Annotated[
+        int | None, option("How many epochs are watched; with fast, all models take as many.", "N")
     ] = None,
-    keep_per_class: Annotated[float | None, arg(help="Keep at least this share of each class.")] = None,
-    marks: Annotated[Path | None, arg(help="Pictures marked fine or poison in a report; obeyed.")] = None,
-    model: Annotated[str | None, arg(help="proxy, proxy-wide, or a name of torchvision or timm.")] = None,
-    epochs: Annotated[int | None, arg(help="How many epochs are watched.")] = None,
-    augment: Annotated[
-        Literal["none", "crop", "crop-flip", "resized-crop"] | None,
-        arg(help="For witness and clean model; `crop` where left and right differ, as on signs."),
-    ] = None,
+    augment: Augment = None,
     record: Annotated[
-        Literal["eval", "train"] | None, arg(help="Record in a pass of its own, or in the training step.")
+        Literal["eval", "train"] | None, option("Record in a pass of its own, or in the training step.")
     ] = None,
-    precision: Literal["auto", "float32", "bfloat16"] | None = None,
-    compile: Annotated[bool, arg(help="Use torch.compile.")] = False,
-    retrain: Annotated[bool, arg(help="Train a clean model at the end.")] = True,
-    check: Annotated[bool, arg(help="Leave with exit code 3 when something was set aside.")] = False,
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"] | None, option("Of the arithmetic; auto takes the faster one.")
+    ] = None,
+    compile: Annotated[bool, flag("Use torch.compile.")] = False,
+    retrain: Annotated[bool, flag("Do not train a clean model at the end.")] = True,
+    check: Check = False,
     size: Size = None,
     split: Split = "train",
-    image_column: Column = None,
-    label_column: Column = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -108,15 +124,19 @@ def scan(
 
 
 def score(
-    run: Positional[Path],
+    run: Run,
     /,
     *,
-    detector: Annotated[str | None, arg(help="The same detector with other options, NAME:KEY=VALUE,...")] = None,
-    reject: Annotated[str | None, arg(help="Another rule.")] = None,
-    keep_per_class: Annotated[float | None, arg(help="Keep at least this share of each class.")] = None,
-    probes: Annotated[str | None, arg(help="For what a Recorder left: a file of keys or row numbers.")] = None,
-    marks: Annotated[Path | None, arg(help="Pictures marked fine or poison in a report; obeyed.")] = None,
-    check: Annotated[bool, arg(help="Leave with exit code 3 when something was set aside.")] = False,
+    detector: Annotated[
+        str | None, option("The same detector with other options, NAME:KEY=VALUE,...", "DETECTOR")
+    ] = None,
+    reject: Reject = None,
+    keep_per_class: KeepPerClass = None,
+    probes: Annotated[
+        str | None, option("Only for what a Recorder left: a file of keys or row numbers.", "FILE")
+    ] = None,
+    marks: Marks = None,
+    check: Check = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -160,30 +180,34 @@ def _tell(result: Result, data: str | None, as_json: bool, check: bool) -> int:
         print(f"their keys     {result.run / 'rejected.txt'}")
         if summary["clean_model"]:
             print(f"clean model    {result.run / 'model'}")
-        shown = data or "DATA"
-        print(
-            f"next           untaint train {shown} --without {result.run / 'rejected.txt'} --out runs/clean --model resnet18"
-        )
+        data = "DATA" if data is None else shlex.quote(data)
+        rejected = shlex.quote(str(result.run / "rejected.txt"))
+        print(f"next           untaint train {data} --without {rejected} --out runs/clean --model resnet18")
     return SET_ASIDE if check and len(result.rejected) else 0
 
 
 def train(
-    data: Positional[str],
+    data: Data,
     /,
     *,
-    out: Annotated[Path, arg(help="The model's folder.")],
-    without: Annotated[Path | None, arg(help="A file of keys to leave out, such as rejected.txt.")] = None,
-    marks: Annotated[
-        Path | None, arg(help="Pictures marked in a report: poison is left out too, fine is put back.")
+    out: Annotated[Path, given("The model's folder. The same command goes on where it was interrupted.", "FOLDER")],
+    without: Annotated[
+        Path | None, option("A file of keys to leave out, such as a scan's rejected.txt.", "FILE")
     ] = None,
-    preset: Annotated[str, arg(help="fast or paper: the recipe for the last training.")] = "fast",
-    model: Annotated[str | None, arg(help="proxy, proxy-wide, or a name of torchvision or timm.")] = None,
-    epochs: Annotated[int | None, arg(help="How many epochs.")] = None,
-    augment: Literal["none", "crop", "crop-flip", "resized-crop"] | None = None,
+    marks: Annotated[
+        Path | None, option("Pictures marked in a report: poison is left out too, fine is put back.", "FILE")
+    ] = None,
+    preset: Annotated[str, option("fast or paper: how the model is trained.", "NAME")] = "fast",
+    model: Model = None,
+    epochs: Annotated[int | None, option("How many epochs.", "N")] = None,
+    augment: Annotated[
+        Literal["none", "crop", "crop-flip", "resized-crop"] | None,
+        option("How pictures are varied; crop where left and right differ, as on signs."),
+    ] = None,
     size: Size = None,
     split: Split = "train",
-    image_column: Column = None,
-    label_column: Column = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -211,18 +235,20 @@ def train(
         print(json.dumps(facts))
     else:
         print(f"\nTrained on {len(kept):,} pictures, {len(examples) - len(kept):,} left out: {out}")
-        print(f"next           untaint evaluate {out} TEST_DATA")
+        print(f"next           untaint evaluate {shlex.quote(str(out))} TEST_DATA")
     return 0
 
 
 def evaluate(
-    model: Positional[Path],
-    data: Positional[str],
+    model: Positional[Annotated[Path, given("A folder written by `untaint train` or `untaint scan`.", "MODEL")]],
+    data: Data,
     /,
     *,
-    split: Split = "test",
-    image_column: Column = None,
-    label_column: Column = None,
+    split: Annotated[
+        str | None, option("Which part; if not given, test where the data has parts, else all.", "PART")
+    ] = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
@@ -232,17 +258,18 @@ def evaluate(
 
     Example: untaint evaluate runs/clean photos/test
     """
-    from untaint.sources import load
+    from untaint.sources import load, open_source
+    from untaint.sources.opening import open_test
     from untaint.training.checkpoint import load_model, read_card
     from untaint.training.evaluate import evaluate as run_evaluate
     from untaint.training.evaluate import relabelled
 
     network, card = load_model(model), read_card(model)
     bars = terminal.progress(quiet)
-    given = load(
-        data, split=split, size=card["size"][1], image_column=image_column, label_column=label_column, progress=bars
-    )
-    found = run_evaluate(network, relabelled(given, card["class_names"]))
+    columns = {"image_column": image_column, "label_column": label_column}
+    part = open_test(data, **columns) if split is None else open_source(data, split=split, **columns)
+    examples = load(part, size=card["size"][1], progress=bars)
+    found = run_evaluate(network, relabelled(examples, card["class_names"]))
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
     else:
@@ -253,23 +280,24 @@ def evaluate(
 
 
 def poison(
-    data: Positional[str],
+    data: Data,
     /,
     *,
     attack: Annotated[
-        UseAppendAction[list[str]], arg(help="NAME:KEY=VALUE,... once per attack. See `untaint list attacks`.")
+        UseAppendAction[list[str]],
+        given("NAME:KEY=VALUE,...; may be given several times; see `untaint list attacks`.", "ATTACK"),
     ],
-    out: Annotated[Path, arg(help="The new data set. The ledger goes beside it, OUT.ledger.parquet.")],
-    spare: Annotated[str | None, arg(help="A file of keys that stay clean, such as your probes.")] = None,
+    out: Annotated[Path, given("The new data set. The ledger goes beside it, OUT.ledger.parquet.", "FOLDER")],
+    spare: Annotated[
+        str | None, option("A file of keys that stay clean, such as your probes.", "FILE")
+    ] = None,
     test: Annotated[
         str | None,
-        arg(
-            help="Test data: also written, once untouched and once triggered per attack. Default: the data's own test part."
-        ),
+        option("Test data, written untouched and triggered; if not given, the data's own test part.", "DATA"),
     ] = None,
     split: Split = "train",
-    image_column: Column = None,
-    label_column: Column = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     seed: Seed = 0,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -281,10 +309,11 @@ def poison(
     from untaint.attacks import ATTACKS
     from untaint.poisoned_files import write_poisoned
     from untaint.sources import open_source
+    from untaint.sources.opening import open_test
 
     columns = {"image_column": image_column, "label_column": label_column}
     source = open_source(data, split=split, **columns)
-    aside = open_source(test, split="test", **columns) if test else None
+    aside = open_test(data if test is None else test, own=test is None, **columns)
     ledger = write_poisoned(
         source,
         [ATTACKS.build(text) for text in attack],
@@ -301,22 +330,26 @@ def poison(
         print(terminal.table(("attack", "poisoned"), [(text, f"{count:,}") for text, count in counts.items()]))
         print(f"\nwritten        {out}")
         print(f"ledger         {out}.ledger.parquet (who was poisoned; keep it away from defences)")
-        print(f"next           untaint probes {out} --suggest 250 --out probes.txt")
+        if aside is not None:
+            print(f"triggered      {out}.triggered (test pictures with each trigger, for untaint evaluate)")
+        print(f"next           untaint probes {shlex.quote(str(out))} --suggest 250 --out probes.txt")
     return 0
 
 
 def probes(
-    data: Positional[str],
+    data: Data,
     /,
     *,
-    suggest: Annotated[int | None, arg(help="Draw this many candidates.")] = None,
-    out: Annotated[Path | None, arg(help="Where the keys go; a contact sheet to look at goes beside it.")] = None,
-    balanced: Annotated[bool, arg(help="The same number of each class, instead of uniformly.")] = False,
-    check: Annotated[Path | None, arg(help="Validate a file of keys against the data.")] = None,
+    suggest: Annotated[int | None, option("Draw this many candidates, such as 250.", "N")] = None,
+    out: Annotated[
+        Path | None, option("Where the keys go; a page of pictures to look at goes beside it.", "FILE")
+    ] = None,
+    balanced: Annotated[bool, flag("The same number of each class, instead of uniformly.")] = False,
+    check: Annotated[Path | None, option("Compare a file of keys with the data.", "FILE")] = None,
     size: Size = None,
     split: Split = "train",
-    image_column: Column = None,
-    label_column: Column = None,
+    image_column: ImageColumn = None,
+    label_column: LabelColumn = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> int:
@@ -344,12 +377,13 @@ def probes(
     run.write_keys(out, (examples.keys[row] for row in rows))
     sheet = contact_sheet(examples, rows, out.with_suffix(".html"), f"Probes for {data}")
     print(f"{len(rows)} candidates   {out}\nlook at them     {sheet} (untick bad ones, save the rest)")
-    print(f"next             untaint scan {data} --probes {out} --out runs/scan")
+    given_again = f"{shlex.quote(data)} --probes {shlex.quote(str(out))}"
+    print(f"next             untaint scan {given_again} --out runs/scan")
     return 0
 
 
 def report(
-    run: Positional[Path], /, *, out: Annotated[Path | None, arg(help="Default: report.html in the run.")] = None
+    run: Run, /, *, out: Annotated[Path | None, option("If not given, report.html in the run.", "FILE")] = None
 ) -> int:
     """Write the page that shows what a RUN found.
 
@@ -361,7 +395,15 @@ def report(
     return 0
 
 
-def list_(what: Positional[Literal["attacks", "defenses", "models", "presets", "rules"]], /) -> int:
+def list_(
+    what: Positional[
+        Annotated[
+            Literal["attacks", "defenses", "models", "presets", "rules"],
+            given("attacks, defenses, models, presets or rules.", "WHAT"),
+        ]
+    ],
+    /,
+) -> int:
     """Name what there is: attacks, defenses, models, presets, rules."""
     from untaint.listing import listing
 
@@ -369,7 +411,11 @@ def list_(what: Positional[Literal["attacks", "defenses", "models", "presets", "
     return 0
 
 
-def demo(*, out: Annotated[Path, arg(help="The demo's folder.")] = Path("runs/demo"), quiet: Quiet = False) -> int:
+def demo(
+    *,
+    out: Annotated[Path, option("The demo's folder.", "FOLDER")] = Path("runs/demo"),
+    quiet: Quiet = False,
+) -> int:
     """Poison the packaged sample with several attacks, find them, and train a clean model: minutes."""
     from untaint.demo import run_demo
 
@@ -390,21 +436,24 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+DESCRIPTION = "Finds the poisoned pictures in an image training set, and trains models that do without them."
+BEGIN = """To begin:
+  untaint demo                                             see it work, in minutes
+  untaint probes photos --suggest 250 --out probes.txt     then look at them
+  untaint scan photos --probes probes.txt --out runs/photos"""
+
+
 def run_command(arguments: Sequence[str]) -> int:
     """Run the command that the arguments name and return its exit code."""
-    description = (
-        "Find the poisoned examples in an image training set, and train models that do without them.\n\n"
-        "Start with `untaint demo`, or `untaint probes DATA --suggest 250 --out probes.txt`."
-    )
-    if list(arguments) == ["--version"]:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(COMMANDS, DESCRIPTION, BEGIN))
+        return 0
+    if arguments[0] == "--version":
         from untaint import __version__
 
         print(__version__)
         return 0
-    code: Any = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, prog="untaint", description=description, args=list(arguments) or ["--help"], sort_subcommands=False
-    )
-    return int(code)
+    return parse(COMMANDS, arguments)()
 
 
 if __name__ == "__main__":

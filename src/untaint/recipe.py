@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from untaint.errors import SpecError, did_you_mean
 
@@ -11,6 +11,12 @@ __all__ = ["PRESETS", "Preset", "Recipe", "preset", "preset_of"]
 
 Augment = Literal["none", "crop", "crop-flip", "resized-crop"]
 Precision = Literal["auto", "float32", "bfloat16"]
+_WORDS: dict[str, tuple[str, ...]] = {
+    "optimizer": ("sgd", "adamw"),
+    "schedule": ("one-cycle", "cosine"),
+    "augment": get_args(Augment),
+    "precision": get_args(Precision),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +46,11 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        for name, known in _WORDS.items():
+            if getattr(self, name) not in known:
+                raise SpecError(f"no {name} '{getattr(self, name)}'.{did_you_mean(str(getattr(self, name)), known)}")
         for name in ("epochs", "batch", "learning_rate"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise SpecError(f"{name} is {getattr(self, name)}; give a number above zero.")
         if self.horizon is not None and self.horizon < self.epochs:
             raise SpecError(
@@ -103,11 +112,20 @@ class Preset:
         record: Literal["eval", "train"] | None = None,
         compile: bool = False,
     ) -> Preset:
-        """Return the preset with some settings changed; ``epochs`` are those watched."""
+        """Return the preset with some settings changed.
+
+        ``epochs`` are those watched; with ``fast`` the witness and the clean model take as many.
+        """
         changed = self.with_model(model)
         if epochs is not None:
             horizon = self.watch.horizon and max(self.watch.horizon, epochs)
             changed = replace(changed, watch=replace(changed.watch, epochs=epochs, horizon=horizon))
+            if horizon is None:  # no part of a longer schedule: the other models are trained as long
+                changed = replace(
+                    changed,
+                    witness=replace(changed.witness, epochs=epochs),
+                    retrain=replace(changed.retrain, epochs=epochs),
+                )
         if augment is not None:
             changed = replace(
                 changed,

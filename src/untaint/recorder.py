@@ -62,6 +62,8 @@ class Recorder:
                 f"{out} holds {present} epochs, fewer than the {epoch} to go on from. Record from the start."
             )
         self.epoch = epoch or 0
+        self._check_labels()
+        self._highest = int(self.labels.max())
         self._drop(self.epoch)
         if not (self.out / "labels.npy").exists():
             run.save_array(self.out / "labels.npy", self.labels)
@@ -72,28 +74,52 @@ class Recorder:
         self._waiting: list[tuple[Any, Tensor]] = []
 
     def _drop(self, first: int) -> None:
-        for path in self.out.glob("*/**/epoch_*.npy"):
-            if int(path.stem.removeprefix("epoch_")) >= first:
-                path.unlink()
+        for folder in ("trajectories/scaled-logit", "trajectories/margin", "trajectories/predicted", "features"):
+            for path in (self.out / folder).glob("epoch_*.npy"):
+                if int(path.stem.removeprefix("epoch_")) >= first:
+                    path.unlink()
+
+    def _check_labels(self) -> None:
+        if self.labels.ndim != 1 or not len(self.labels) or self.labels.min() < 0:
+            raise InputError(
+                f"the labels are {self.labels.shape}, the lowest {self.labels.min(initial=0)}. Give one number from 0 per row."
+            )
+        path = self.out / "labels.npy"
+        if path.exists() and not np.array_equal(run.load_array(path), self.labels):
+            raise RunError(
+                f"{path} holds other labels. Give the labels that the recording was begun with, or another folder."
+            )
 
     def record(self, rows: Tensor | NDArray[np.int64], logits: Tensor, features: Tensor | None = None) -> None:
         """Take one batch: its rows, its logits (batch, classes), and features (batch, any) if wanted."""
+        self._check_batch(torch.as_tensor(rows), logits)
         if self._sums is None:
-            self._sums = torch.zeros(3, len(self.labels), device=logits.device)
-            self._predicted = torch.full((len(self.labels),), -1, dtype=torch.int32, device=logits.device)
-            self._on_device = torch.from_numpy(self.labels.copy()).to(logits.device)
+            with torch.inference_mode(False):  # else they could not be added to outside of it
+                self._sums = torch.zeros(3, len(self.labels), device=logits.device)
+                self._predicted = torch.full((len(self.labels),), -1, dtype=torch.int32, device=logits.device)
+                self._on_device = torch.from_numpy(self.labels.copy()).to(logits.device)
         assert self._predicted is not None
         assert self._on_device is not None
         index = torch.as_tensor(rows, dtype=torch.int64).to(logits.device, non_blocking=True)
-        if len(index) != len(logits):
-            raise InputError(
-                f"{len(index)} rows were given with {len(logits)} logits. Give one row per example of the batch."
-            )
         scaled, margin, predicted = observe(logits, self._on_device[index])
         self._sums.index_add_(1, index, torch.stack([scaled, margin, torch.ones_like(scaled)]))
         self._predicted[index] = predicted.to(torch.int32)
         if features is not None:
             self._keep(rows, features)
+
+    def _check_batch(self, rows: Tensor, logits: Tensor) -> None:
+        if len(rows) != len(logits):
+            raise InputError(
+                f"{len(rows)} rows were given with {len(logits)} logits. Give one row per example of the batch."
+            )
+        if logits.ndim != 2 or logits.shape[1] <= self._highest or logits.shape[1] < 2:
+            raise InputError(
+                f"the logits are {tuple(logits.shape)}, the labels go up to {self._highest}. Give logits of (batch, classes)."
+            )
+        if rows.device.type == "cpu" and len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.labels):
+            raise InputError(
+                f"rows from {int(rows.min())} to {int(rows.max())} were given, but there are {len(self.labels)} labels. Count rows from 0."
+            )
 
     def _keep(self, rows: Tensor | NDArray[np.int64], features: Tensor) -> None:
         flat = features.detach().flatten(1).float()
@@ -115,7 +141,7 @@ class Recorder:
     def _settle(self) -> None:
         for rows, host in self._waiting:
             assert self._features is not None
-            self._features[np.asarray(rows)] = host.numpy()
+            self._features[torch.as_tensor(rows).cpu().numpy()] = host.numpy()
         self._waiting.clear()
 
     def end_epoch(self) -> list[Path]:
@@ -138,13 +164,15 @@ class Recorder:
             )
         name = f"epoch_{self.epoch:03d}.npy"
         folder = self.out / "trajectories"
-        tables: dict[Path, NDArray[Any]] = {
+        # the scaled logit last: an epoch counts by its file
+        tables: dict[Path, NDArray[Any]] = (
+            {} if self._features is None else {self.out / "features" / name: self._features}
+        )
+        tables |= {
             folder / "margin" / name: margin.astype(np.float32),
             folder / "predicted" / name: self._predicted.cpu().numpy(),
             folder / "scaled-logit" / name: scaled.astype(np.float32),
         }
-        if self._features is not None:
-            tables[self.out / "features" / name] = self._features
         for path, table in tables.items():
             run.save_array(path, table)
         self.epoch += 1

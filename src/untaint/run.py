@@ -32,9 +32,11 @@ __all__ = [
     "load_array",
     "read_json",
     "read_keys",
+    "read_sealed",
     "save_array",
     "write_json",
     "write_keys",
+    "write_sealed",
     "written",
 ]
 
@@ -84,6 +86,25 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text())
     except (ValueError, OSError) as error:
         raise RunError(f"{path} cannot be read as what untaint wrote ({error}). Remove it and run again.") from error
+
+
+def _seal(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def write_sealed(path: Path, facts: Mapping[str, Any]) -> None:
+    """Write a JSON object with a digest of itself, by which ``read_sealed`` notices what was altered."""
+    write_json(path, {**facts, "seal": _seal(facts)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote; raises RunError if it was altered."""
+    facts = read_json(path)
+    if not isinstance(facts, dict) or facts.pop("seal", None) != _seal(facts):
+        raise RunError(
+            f"{path} was altered since it was written. Remove {path.parent} and give the same command again."
+        )
+    return facts
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -144,14 +165,14 @@ def finish(stage: Path, *, files: Iterable[Path] | None = None, **facts: Any) ->
     """Mark a stage's folder as done: lists its files with their digests, and the facts given."""
     listed = sorted(files if files is not None else (p for p in stage.rglob("*") if p.is_file()))
     names = [p for p in listed if p.name != DONE and p.suffix != ".part"]
-    write_json(stage / DONE, {"files": {str(p.relative_to(stage)): digest(p) for p in names}, **facts})
+    write_sealed(stage / DONE, {"files": {str(p.relative_to(stage)): digest(p) for p in names}, **facts})
 
 
 def finished(stage: Path) -> dict[str, Any] | None:
     """Return a done stage's facts, or None; refuses one whose files were altered since."""
     if not (stage / DONE).exists():
         return None
-    facts: dict[str, Any] = read_json(stage / DONE)
+    facts = read_sealed(stage / DONE)
     for name, expected in facts.get("files", {}).items():
         path = stage / name
         if not path.exists() or digest(path) != expected:

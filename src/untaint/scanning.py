@@ -223,6 +223,10 @@ def score(
     if not (path / "settings.json").exists():
         return _score_recording(path, probes, detector, reject, keep_per_class, marks, examples, told)
     before = run.read_json(path / "settings.json")
+    if before.get("kind") != "scan":
+        raise RunError(
+            f"{path} is a folder of untaint, but of no scan. Give one that untaint scan, or a Recorder, wrote."
+        )
     judge = _detector(detector or before["detector"])
     _refuse_retraining(path, _detector(before["detector"]), judge)
     chosen = preset_of(before["preset"])
@@ -306,7 +310,7 @@ def train(
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return fit(examples, chosen.retrain, Path(folder), seed=seed, model=model, where=where, progress=told)
-    recipe = "custom" if model else dataclasses.asdict(chosen.retrain)
+    recipe = dataclasses.asdict(replace(chosen.retrain, model="custom") if model else chosen.retrain)
     settings = {"kind": "model", "data": examples.fingerprint, "recipe": recipe, "seed": seed}
     with run.RunDirectory(out, settings) as folder:
         return fit(examples, chosen.retrain, folder.path, seed=seed, model=model, where=where, progress=told)

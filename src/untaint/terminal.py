@@ -10,9 +10,14 @@ from typing import TextIO
 
 from untaint.progress import Progress, Silent, Step
 
-__all__ = ["progress", "table"]
+__all__ = ["plain", "progress", "table"]
 
 PLAIN_EVERY = 10.0  # seconds between lines where there is no terminal
+
+
+def plain(text: str) -> str:
+    """Return text with what a terminal would obey (line breaks, escape sequences) spelled out."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def progress(quiet: bool) -> Progress:
@@ -32,7 +37,7 @@ class Bars:
 
     def say(self, remark: str) -> None:
         """Print one line."""
-        self.console.print(remark, markup=False)
+        self.console.print(plain(remark), markup=False, soft_wrap=True)
 
     @contextmanager
     def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Step]:
@@ -69,7 +74,7 @@ class Lines:
 
     def say(self, remark: str) -> None:
         """Print one line."""
-        print(remark, file=self.stream, flush=True)
+        print(plain(remark), file=self.stream, flush=True)
 
     @contextmanager
     def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Step]:
@@ -98,6 +103,7 @@ class Lines:
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = False) -> str:
     """Return a plain table: the first column to the left, the others to the right unless ``left``."""
+    head, rows = [plain(cell) for cell in head], [[plain(cell) for cell in line] for line in rows]
     widths = [max(len(str(line[place])) for line in [head, *rows]) for place in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:

@@ -4,10 +4,13 @@
    in-sample (by the watcher that trained on it) and out of fold (by the other).
 2. The rows whose trajectories are nearest to the probes' are trusted: half of all rows, and at
    least a fifth of each class.
-3. A witness is trained on the trusted rows alone.
-4. A row is suspicious as far as its out-of-fold watcher explains its label better than the
-   witness does. A hard or wrongly labelled picture is explained by neither; poison is explained
-   out of fold by the other poison with its trigger, and by the witness not at all.
+3. A first witness is trained on the trusted rows alone. With what it says, whom to trust is decided
+   again, by all evidence together: poison that one witness was trained on it vouches for, so no
+   single figure may choose.
+4. The witness proper is trained on the rows trusted then. A row is suspicious as far as its
+   out-of-fold watcher explains its label better than the witness does. A hard or wrongly labelled
+   picture is explained by neither; poison is explained out of fold by the other poison with its
+   trigger, and by the witness not at all.
 5. Poison comes in company: the figure is combined with the median over a row's nearest neighbours
    of the same label in the watchers' early features.
 """
@@ -50,7 +53,7 @@ class CrossExamination(Detector):
     neighbours: int = 10
     own: float = 0.5
 
-    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "witness")
+    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "first-witness", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor")
 
     def __post_init__(self) -> None:
@@ -60,52 +63,50 @@ class CrossExamination(Detector):
             raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
 
     def work(self, task: Task) -> list[tuple[int, int]]:
-        """Return the pictures that pass through two watchers and the witness."""
+        """Return the pictures that pass through two watchers and two witnesses."""
         total, half = len(task.examples), len(task.examples) // 2
-        epochs = task.preset.watch.epochs
+        epochs, testimony = task.preset.watch.epochs, task.preset.witness.epochs
         watcher = (half * epochs, total * epochs)
-        witness = task.preset.witness
-        return [
-            watcher,
-            watcher,
-            (round(total * self.trusted) * witness.epochs, total * min(TESTIMONY, witness.epochs)),
-        ]
+        witness = (round(total * self.trusted) * testimony, total * min(TESTIMONY, testimony))
+        return [watcher, watcher, witness, witness]
 
     def score(self, task: Task) -> Scores:
-        """Return own figure and company of every row, from two watchers and a witness."""
+        """Return own figure and company of every row, from two watchers and two witnesses."""
         if task.preset.record != "eval":
             raise SpecError(
                 f"record is {task.preset.record}, but cross-examination asks each watcher about pictures it was not "
                 "trained on. Give record eval, or the detector badloss."
             )
-        rows, labels = task.examples.rows, task.examples.labels
-        first = np.zeros(task.examples.total, dtype=bool)
-        first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True
-        folders = []
-        for name, half in (("a", first), ("b", ~first)):
-            watch = Watch(rows=rows, features=early_epochs(task.preset.watch))
-            folder = task.fit(
-                f"watcher-{name}", task.preset.watch, rows[half[rows]], watch=watch, what=f"watch, half {name.upper()}"
-            )
-            folders.append(folder)
-        a, b = (Trajectories(folder / "trajectories") for folder in folders)
-        in_sample, out_of_fold = Folded(a, b, first), Folded(b, a, first)
-        suspicion = first_suspicion(in_sample, labels, task.probes)
-        trusted = self._trust(task, suspicion)
-        epochs = range(max(0, task.preset.witness.epochs - TESTIMONY), task.preset.witness.epochs)
-        watch = Watch(rows=rows, epochs=epochs)
-        folder = task.fit("witness", task.preset.witness, trusted, watch=watch, what="train the witness")
-        witness = Trajectories(folder / "trajectories")
-        gaps = {
-            "margin_gap": _mean(out_of_fold, "margin") - _mean(witness, "margin"),
-            "loss_gap": _mean(witness, "log-ce") - _mean(out_of_fold, "log-ce"),
-        }
-        own = sum((_scaled(gap) for gap in gaps.values()), np.zeros(task.examples.total, dtype=np.float32))
-        near = self._company(task, [path for f in folders for path in sorted((f / "features").glob("*.npy"))], own)
-        is_trusted = np.zeros(task.examples.total, dtype=np.float32)
+        examples = task.examples
+        evidence = _Evidence.gather(task, self.neighbours)
+        suspicion = first_suspicion(evidence.in_sample, examples.labels, task.probes)
+        trusted = self._trust(task, "first-trusted", suspicion)
+        first = evidence.against(self._witness(task, "first-witness", trusted))
+        again = _ranked(suspicion, *(first[name] for name in ("in_sample_gap", "margin_gap", "loss_gap", "company")))
+        trusted = self._trust(task, "trusted", again)
+        parts = evidence.against(self._witness(task, "witness", trusted))
+        own = parts.pop("own")
+        is_trusted = np.zeros(examples.total, dtype=np.float32)
         is_trusted[trusted] = 1
-        parts = {**gaps, "company": near, "suspicion": suspicion, "trusted": is_trusted}
-        return Scores(values=near + np.float32(self.own) * own, name="cross-examination", parts=parts)
+        values = parts["company"] + np.float32(self.own) * own
+        parts = {**parts, "suspicion": suspicion, "trusted": is_trusted}
+        return Scores(values=values, name="cross-examination", parts=parts)
+
+    def _witness(self, task: Task, stage: str, trusted: NDArray[np.int64]) -> Trajectories:
+        """Train a witness on the trusted rows; it is asked about every row after each of its last epochs."""
+        recipe = task.preset.witness
+        watch = Watch(rows=task.examples.rows, epochs=range(max(0, recipe.epochs - TESTIMONY), recipe.epochs))
+        what = f"train the {stage.replace('-', ' ')}"
+        return Trajectories(task.fit(stage, recipe, trusted, watch=watch, what=what) / "trajectories")
+
+    def _trust(self, task: Task, name: str, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Choose whom to trust, once: what was chosen stays with the run."""
+        path = task.scratch / f"{name}.npy"
+        if path.exists():
+            return np.asarray(run.load_array(path))
+        trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, self.trusted, self.floor)
+        run.save_array(path, trusted)
+        return trusted
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row which witnesses speak against it."""
@@ -127,25 +128,54 @@ class CrossExamination(Detector):
             "A rare kind of picture that lies wholly in the distrusted part looks like poison. Look before you delete.",
         ]
 
-    def _trust(self, task: Task, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
-        """Choose whom to trust, once: what was chosen stays with the run."""
-        path = task.scratch / "trusted.npy"
-        if path.exists():
-            return np.asarray(run.load_array(path))
-        trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, self.trusted, self.floor)
-        run.save_array(path, trusted)
-        return trusted
 
-    def _company(self, task: Task, files: list[object], own: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the median of the own figures of each row's neighbours of the same label."""
-        result = own.copy()
-        labels = task.examples.labels[task.examples.rows]
-        for label in np.unique(labels):
-            rows = task.examples.rows[labels == label]
-            if files and len(rows) > 1:
-                near = neighbours(side_by_side(files, rows), rows, self.neighbours)  # type: ignore[arg-type]
-                result[rows] = company(own, near, rows)
-        return result
+@dataclass(frozen=True)
+class _Evidence:
+    """What the two watchers know, and who keeps company with whom."""
+
+    in_sample: Folded
+    out_of_fold: Folded
+    company: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per class: its rows, and their neighbours
+
+    @classmethod
+    def gather(cls, task: Task, count: int) -> _Evidence:
+        """Train the watchers and find each row's neighbours."""
+        rows, labels = task.examples.rows, task.examples.labels
+        first = np.zeros(task.examples.total, dtype=bool)
+        first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True
+        watch = Watch(rows=rows, features=early_epochs(task.preset.watch))
+        folders = [
+            task.fit(
+                f"watcher-{name}", task.preset.watch, rows[half[rows]], watch=watch, what=f"watch, half {name.upper()}"
+            )
+            for name, half in (("a", first), ("b", ~first))
+        ]
+        a, b = (Trajectories(folder / "trajectories") for folder in folders)
+        files = [path for folder in folders for path in sorted((folder / "features").glob("*.npy"))]
+        near = []
+        for label in np.unique(labels[rows]):
+            members = rows[labels[rows] == label]
+            if files and len(members) > 1:
+                near.append((members, neighbours(side_by_side(files, members), members, count)))
+        return cls(Folded(a, b, first), Folded(b, a, first), near)
+
+    def against(self, witness: Trajectories) -> dict[str, NDArray[np.float32]]:
+        """Return how much better the watchers explain each row than a witness does, and what its company says.
+
+        ``margin_gap`` and ``loss_gap``: out of fold; ``in_sample_gap``: margin, by the watcher that
+        trained on it; ``own``: margin and loss gap, each over its spread; ``company``: the
+        neighbours' median of that.
+        """
+        testimony = _mean(witness, "margin")
+        gaps = {
+            "margin_gap": _mean(self.out_of_fold, "margin") - testimony,
+            "loss_gap": _mean(witness, "log-ce") - _mean(self.out_of_fold, "log-ce"),
+        }
+        own = _scaled(gaps["margin_gap"]) + _scaled(gaps["loss_gap"])
+        around = own.copy()
+        for members, near in self.company:
+            around[members] = company(own, near, members)
+        return {**gaps, "in_sample_gap": _mean(self.in_sample, "margin") - testimony, "own": own, "company": around}
 
 
 @dataclass(frozen=True)
@@ -188,13 +218,19 @@ def early_epochs(recipe: Recipe) -> tuple[int, ...]:
 
 
 def first_suspicion(trajectories: Folded, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the mean rank, in [0, 1], of the plain and the class-centred margin distance to the probes."""
-    ranks = []
-    for centre in ("none", "class"):
-        values = distances(trajectories, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
-        order = np.argsort(np.argsort(values, kind="stable"), kind="stable")
-        ranks.append(order / max(1, len(order) - 1))
-    mean: NDArray[np.float32] = np.mean(ranks, axis=0).astype(np.float32)
+    """Return the mean rank of the plain and the class-centred margin distance to the probes."""
+    return _ranked(
+        *(
+            distances(trajectories, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
+            for centre in ("none", "class")
+        )
+    )
+
+
+def _ranked(*figures: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the mean over several figures of a row's rank, in [0, 1]."""
+    ranks = [np.argsort(np.argsort(values, kind="stable"), kind="stable") for values in figures]
+    mean: NDArray[np.float32] = (np.mean(ranks, axis=0) / max(1, len(figures[0]) - 1)).astype(np.float32)
     return mean
 
 

@@ -46,6 +46,8 @@ def share(part: float, whole: float = 1.0) -> str:
         digits = max(0, 1 - math.floor(math.log10(percent)))
     if percent < 100 and round(percent, digits) >= 100:
         return ">" + "99.9" + _SPACE + "%"
+    if 0 < percent < 0.00005:
+        return "<" + "0.0001" + _SPACE + "%"
     return f"{percent:.{min(digits, 4)}f}{_SPACE}%"
 
 

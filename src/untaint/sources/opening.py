@@ -17,7 +17,7 @@ from untaint.sources.cache import cache_folder
 from untaint.sources.table import ParquetShards, TableSource
 from untaint.sources.torch_dataset import from_torch, is_map_style
 
-__all__ = ["open_source"]
+__all__ = ["open_source", "open_test"]
 
 _TARS = (".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
 _HUB = re.compile(r"(hub:)?[\w.-]+/[\w.-]+(:[\w.-]+)?")
@@ -54,6 +54,23 @@ def open_source(
         f"a {type(source).__name__} is no source of pictures. "
         "Give a path, a name, a hub id, a torch Dataset, or (images, labels)."
     )
+
+
+def open_test(source: Any, *, own: bool = False, **columns: str | None) -> Source | None:
+    """Return the part ``test`` of a source, else ``validation``, else all of a source that has no parts.
+
+    ``own``: the source is training data, so only its part ``test`` will do; None if it has none.
+    """
+    if own and isinstance(source, (str, Path)) and Path(source).is_file() and Path(source).suffix.lower() != ".zip":
+        return None  # one table is one part
+    try:
+        return open_source(source, split="test", **columns)
+    except tree.NoSplit as missing:
+        if own:
+            return None
+        if missing.others:
+            return open_source(source, split="validation", **columns)
+        return open_source(source, **columns)
 
 
 class _Opener:

@@ -13,13 +13,21 @@ from pathlib import Path
 from untaint.errors import SourceError, did_you_mean
 from untaint.sources.base import Item, Unreadable
 
-__all__ = ["SPLITS", "Entry", "Tree", "canonical", "folder", "split_of", "zipped"]
+__all__ = ["SPLITS", "Entry", "NoSplit", "Tree", "canonical", "folder", "split_of", "zipped"]
 
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
     **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
 }
+
+
+class NoSplit(SourceError):  # noqa: N818 - a state of a source
+    """A source has not the split that was asked for; ``others``: the splits that it has."""
+
+    def __init__(self, message: str, others: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.others = others
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,10 @@ def choose_split(found: Iterable[str], wanted: str, where: str) -> str | None:
         if name == wanted or (canonical(name) or name) == target:
             return name
     if names:
-        raise SourceError(f"{where} has no split '{wanted}'.{did_you_mean(wanted, names)}")
+        raise NoSplit(f"{where} has no split '{wanted}'.{did_you_mean(wanted, names)}", tuple(names))
     if target != "train":
-        raise SourceError(f"{where} has no splits, so no '{wanted}'. Give the folder or file of that split itself.")
+        message = f"{where} has no splits, so no '{wanted}'. Give the folder or file of that split itself."
+        raise NoSplit(message, ())
     return None
 
 

@@ -16,7 +16,7 @@ from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.models.build import build
 
-__all__ = ["load_model", "restore_state", "save_model", "save_state"]
+__all__ = ["drop_state", "load_model", "restore_state", "save_model", "save_state"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -46,7 +46,7 @@ def save_state(
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
     path = folder / f"checkpoint_{epoch:03d}.safetensors"
     _save_tensors(path, tensors)
-    run.write_json(
+    run.write_sealed(
         folder / "state.json", {"epoch": epoch, "checkpoint": path.name, "sha256": run.digest(path), **facts}
     )
     for old in folder.glob("checkpoint_*.safetensors"):
@@ -58,11 +58,15 @@ def restore_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     """Put model and optimizer back where ``save_state`` left them; returns its facts, or None if there are none."""
     if not (folder / "state.json").exists():
         return None
-    facts: dict[str, Any] = run.read_json(folder / "state.json")
-    if not {"epoch", "checkpoint", "sha256"} <= facts.keys():
-        raise RunError(f"{folder / 'state.json'} was altered. Remove {folder} and give the same command again.")
+    facts = run.read_sealed(folder / "state.json")
     tensors = _load_tensors(folder / Path(facts["checkpoint"]).name, facts["sha256"])
-    model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    try:
+        model.load_state_dict({name[6:]: tensor for name, tensor in tensors.items() if name.startswith("model.")})
+    except RuntimeError as error:
+        raise RunError(
+            f"the checkpoint in {folder} does not fit the model ({str(error).splitlines()[0]}). "
+            "Continue with the architecture that the run was begun with, or give another --out."
+        ) from error
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
@@ -70,6 +74,13 @@ def restore_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimiz
             state.setdefault(int(number), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     return facts
+
+
+def drop_state(folder: Path) -> None:
+    """Remove what ``save_state`` left, in an order in which no moment looks altered."""
+    (folder / "state.json").unlink(missing_ok=True)
+    for path in folder.glob("checkpoint_*"):
+        path.unlink(missing_ok=True)
 
 
 def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
@@ -86,7 +97,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
     ``model.json``. ``model``: the architecture, if it was one of your own. Pickles are never read.
     """
     folder = Path(path)
-    if folder.suffix in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
+    if folder.suffix.lower() in (".pt", ".pth", ".pkl", ".bin", ".ckpt"):
         raise InputError(
             f"{path} is a pickle, which can run code when it is opened; untaint never loads one. Give a folder with model.safetensors."
         )
@@ -118,7 +129,7 @@ def read_card(folder: Path) -> dict[str, Any]:
         )
     try:
         card: dict[str, Any] = json.loads((folder / "model.json").read_text())
-        if not {"model", "class_names", "size", "sha256"} <= card.keys():
+        if not isinstance(card, dict) or not {"model", "class_names", "size", "sha256"} <= card.keys():
             raise ValueError("entries are missing")
     except ValueError as error:
         raise RunError(f"{folder / 'model.json'} was altered ({error}). Train again.") from error

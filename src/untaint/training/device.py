@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import platform
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from untaint import rng
 from untaint.recipe import Precision, Recipe
 
-__all__ = ["Trial", "autocast", "device", "hardware", "trial"]
+__all__ = ["Trial", "autocast", "device", "hardware", "keyed", "trial"]
 
 TRIAL_BATCH = 16
 
@@ -49,6 +51,15 @@ def autocast(where: torch.device, precision: Precision) -> AbstractContextManage
     return nullcontext()
 
 
+@contextmanager
+def keyed(where: torch.device, seed: int, *words: str | int) -> Iterator[None]:
+    """Let layers that draw at random (dropout, fresh weights) draw by a key; the caller's generator stays as it is."""
+    devices = [where] if where.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(rng.derive(seed, *words))
+        yield
+
+
 @dataclass(frozen=True)
 class Trial:
     """What a trial of seconds found: the faster precision, and seconds per picture in training and in a plain pass."""
@@ -68,7 +79,8 @@ def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: t
         candidates = ["float32", "bfloat16"] if where.type == "cpu" else ["float32"]
         if where.type == "cuda" and torch.cuda.is_bf16_supported():
             candidates = ["bfloat16"]
-    found = [_timed(model, precision, size, where) for precision in candidates]
+    with keyed(where, 0, "trial"):
+        found = [_timed(model, precision, size, where) for precision in candidates]
     best = found[0]
     return found[1] if len(found) > 1 and found[1].train < 0.9 * best.train else best
 

@@ -24,7 +24,7 @@ from untaint.progress import Progress, Silent, Step
 from untaint.recipe import Recipe
 from untaint.recorder import Recorder
 from untaint.training import checkpoint
-from untaint.training.device import autocast, device, trial
+from untaint.training.device import autocast, device, keyed, trial
 from untaint.training.pixels import PixelStore, augmented, draws, moments
 
 __all__ = ["Watch", "fit", "predict"]
@@ -72,6 +72,7 @@ def fit(
     """
     training = _Training(examples, recipe, out, seed=seed, watch=watch, model=model, where=where)
     if run.finished(out) is not None:
+        checkpoint.drop_state(out)  # killed between the two
         return checkpoint.load_model(out, training.model if model else None).to(training.where)
     training.restore()
     total = training.work(recipe.epochs)
@@ -102,8 +103,7 @@ class _Training:
         self.custom = model is not None
         self.size: tuple[int, int, int] = tuple(examples.images.shape[1:])
         if model is not None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(rng.derive(seed, "weights"))
+            with keyed(torch.device("cpu"), seed, "weights"):
                 network = model()
         else:
             mean, scale = moments(examples) if recipe.normalise else (None, None)
@@ -155,7 +155,7 @@ class _Training:
         )
         numbers = draws(self.recipe.augment, self.seed, self.epoch, self.examples.total)
         losses = torch.zeros((), device=self.where)
-        with features_of(self.model) as features:
+        with features_of(self.model) as features, keyed(self.where, self.seed, "layers", self.epoch):
             for index, rows in enumerate(self.batches()):
                 rate = self.recipe.learning_rate_at(self.epoch * self.steps + index, self.steps)
                 for group in self.optimizer.param_groups:
@@ -171,7 +171,9 @@ class _Training:
                 self.optimizer.step()
                 losses += loss.detach()
                 if recording is not None and self.watch is not None:
-                    recording.record(rows, logits, features[0] if self.epoch in self.watch.features else None)
+                    recording.record(
+                        rows, logits, features[0] if features and self.epoch in self.watch.features else None
+                    )
                 step.advance(len(rows))
         self._check(float(losses) / self.steps)
         if self.recorder is not None and self.watch is not None and self.watch.wants(self.epoch):
@@ -211,9 +213,10 @@ class _Training:
     def finish(self) -> nn.Module:
         """Leave the model in the folder, marked as done."""
         checkpoint.save_model(self.out, self.model, self._card())
-        for path in [*self.out.glob("checkpoint_*"), self.out / "state.json"]:
-            path.unlink(missing_ok=True)
-        run.finish(self.out, precision=self.precision)
+        passing = ("checkpoint_", "state.json", ".lock")
+        files = [path for path in self.out.rglob("*") if path.is_file() and not path.name.startswith(passing)]
+        run.finish(self.out, files=files, precision=self.precision)
+        checkpoint.drop_state(self.out)
         return self._in_eval_mode()
 
     def _in_eval_mode(self) -> nn.Module:

@@ -57,7 +57,8 @@ def draws(augment: Augment, seed: int, epoch: int, total: int) -> NDArray[np.flo
     """Return the random numbers of one epoch's augmentation: float32 (rows, 4), or None."""
     if augment == "none":
         return None
-    return rng.uniform(seed, "augment", epoch, np.arange(total), 4).astype(np.float32)
+    numbers = rng.uniform(seed, "augment", epoch, np.arange(total), 4).astype(np.float32)
+    return np.minimum(numbers, np.float32(1 - 2**-24), out=numbers)  # the largest may have been rounded up to 1
 
 
 def augmented(images: Tensor, augment: Augment, numbers: NDArray[Any] | None) -> Tensor:

@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from untaint import Examples
+from untaint.training.pixels import PixelStore, augmented, draws, moments
+
+CPU = torch.device("cpu")
+
+
+def pictures(count=12, channels=3, height=16, width=16, seed=0) -> Examples:
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 256, (count, channels, height, width), dtype=np.uint8)
+    return Examples.of(images, np.arange(count) % 3)
+
+
+def slowly_augmented(picture, augment, numbers):
+    """One picture: padded by reflection, a window cut out, perhaps mirrored; ``numbers`` are its four draws."""
+    channels, height, width = picture.shape
+    pads = [max(1, round(side * 4 / 32)) for side in (height, width)]
+    padded = np.pad(picture, ((0, 0), (pads[0], pads[0]), (pads[1], pads[1])), mode="reflect")
+    down = int(numbers[1] * (2 * pads[0] + 1))
+    across = int(numbers[2] * (2 * pads[1] + 1))
+    cut = padded[:, down : down + height, across : across + width]
+    if augment == "crop-flip" and numbers[0] < 0.5:
+        cut = padded[:, down : down + height, across : across + width][:, :, ::-1]
+    assert cut.shape == picture.shape
+    return cut
+
+
+@given(
+    st.integers(0, 2**31),
+    st.sampled_from(["crop", "crop-flip"]),
+    st.integers(8, 40),
+    st.integers(8, 40),
+    st.integers(0, 9),
+)
+@settings(max_examples=25, deadline=None)
+def test_augmentation_is_that_of_the_obvious_program(seed, augment, height, width, epoch):
+    examples = pictures(6, 3, height, width, seed % 1000)
+    images, _ = PixelStore(examples, CPU).gather(examples.rows)
+    numbers = draws(augment, seed, epoch, examples.total)
+    found = augmented(images, augment, numbers).numpy()
+    for row in range(6):
+        expected = slowly_augmented(examples.images[row].astype(np.float32) / 255, augment, numbers[row])
+        assert np.array_equal(found[row], expected), row
+
+
+@pytest.mark.parametrize("augment", ["crop", "crop-flip", "resized-crop"])
+def test_augmentation_depends_on_seed_epoch_and_row_not_on_the_batch(augment):
+    examples = pictures(30)
+    store = PixelStore(examples, CPU)
+
+    def of(rows, seed=0, epoch=0):
+        rows = np.asarray(rows)
+        return augmented(store.gather(rows)[0], augment, draws(augment, seed, epoch, 30)[rows])
+
+    whole = of(np.arange(30))
+    shuffled = np.random.default_rng(0).permutation(30)
+    for rows in np.array_split(shuffled, 7):
+        assert torch.allclose(of(rows), whole[rows], atol=1e-6)
+    assert not torch.allclose(of(np.arange(30), epoch=1), whole)
+    assert not torch.allclose(of(np.arange(30), seed=1), whole)
+
+
+@pytest.mark.parametrize("augment", ["crop", "crop-flip", "resized-crop"])
+def test_augmentation_changes_no_shape_leaves_the_input_alone_and_invents_no_values(augment):
+    examples = pictures(20, 1, 20, 13)
+    images, _ = PixelStore(examples, CPU).gather(examples.rows)
+    before = images.clone()
+    found = augmented(images, augment, draws(augment, 0, 0, 20))
+    assert torch.equal(images, before)
+    assert found.shape == images.shape
+    assert found.min() >= 0
+    assert found.max() <= 1 + 1e-6
+
+
+def test_no_augmentation_is_none():
+    images = torch.rand(3, 3, 8, 8)
+    assert draws("none", 0, 0, 3) is None
+    assert augmented(images, "none", None) is images
+
+
+def test_all_shifts_and_both_sides_occur_about_equally_often():
+    numbers = draws("crop-flip", 0, 0, 18_000)
+    assert numbers.shape == (18_000, 4)
+    assert (numbers >= 0).all()
+    assert (numbers < 1).all()
+    counts = np.bincount((numbers[:, 1] * 9).astype(int), minlength=9)
+    assert counts == pytest.approx(np.full(9, 2000), rel=0.12)
+    assert np.mean(numbers[:, 0] < 0.5) == pytest.approx(0.5, abs=0.02)
+
+
+def test_a_draw_next_to_one_is_not_rounded_up(monkeypatch):
+    from untaint import rng
+
+    monkeypatch.setattr(rng, "uniform", lambda *_: np.full((2, 4), 1 - 2.0**-53))
+    assert (draws("crop", 0, 0, 2) < 1).all()
+
+
+def test_pictures_are_gathered_by_row_as_floats():
+    examples = pictures(9).take([1, 4, 8])
+    images, labels = PixelStore(examples, CPU).gather(np.array([8, 1, 8]))
+    assert images.dtype == torch.float32
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.tolist() == [2, 1, 2]
+    assert np.array_equal(images.numpy(), examples.images[[8, 1, 8]].astype(np.float32) / 255)
+
+
+def test_moments_are_those_of_the_members():
+    examples = pictures(40, 3).take(np.arange(0, 40, 2))
+    mean, scale = moments(examples)
+    values = examples.images[::2].astype(np.float64) / 255
+    assert mean == pytest.approx(values.mean(axis=(0, 2, 3)), rel=1e-5)
+    assert scale == pytest.approx(values.std(axis=(0, 2, 3)), rel=1e-4)
+    black = Examples.of(np.zeros((4, 1, 8, 8), np.uint8), [0, 1, 0, 1])
+    assert moments(black) == ([0.0], [pytest.approx(1e-3)])
