@@ -211,6 +211,7 @@ def test_the_architecture_page_names_every_module_and_its_layer_order() -> None:
     named.remove("src/untaint")
     there = {path.stem for path in (ROOT / "src" / "untaint").iterdir()} - {"__init__", "__pycache__", "py"}
     assert sorted(named) == sorted(there)
+    assert not set(named) - set(rank), "these are in no layer of pyproject.toml"
     ranks = [rank[name] for name in named]
     assert ranks == sorted(ranks)
 

@@ -54,9 +54,21 @@ def named(parameter: inspect.Parameter) -> str:
 def overview(commands: Mapping[str, Callable[..., int]], description: str, begin: str) -> str:
     """Return what ``untaint --help`` shows: each command with the first sentence of its docstring."""
     width = max(map(len, commands))
-    lines = [f"  {name:<{width}}  {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in commands.items()]
+    lines = [
+        f"  {name:<{width}}  {(inspect.getdoc(command) or '').splitlines()[0]}" for name, command in commands.items()
+    ]
     return "\n".join(
-        ["usage: untaint COMMAND ...", "", description, "", *lines, "", begin, "", "About one command: untaint COMMAND --help"]
+        [
+            "usage: untaint COMMAND ...",
+            "",
+            description,
+            "",
+            *lines,
+            "",
+            begin,
+            "",
+            "About one command: untaint COMMAND --help",
+        ]
     )
 
 

@@ -25,7 +25,9 @@ __all__ = ["run_command"]
 
 SET_ASIDE = 3  # exit code with --check
 
-Data = Positional[Annotated[str, given("A folder, table or archive of pictures, a hub id, or a name such as cifar10.", "DATA")]]
+Data = Positional[
+    Annotated[str, given("A folder, table or archive of pictures, a hub id, or a name such as cifar10.", "DATA")]
+]
 Run = Positional[Annotated[Path, given("The folder of a scan.", "RUN")]]
 Quiet = Annotated[bool, flag("No bars, no remarks.")]
 Json = Annotated[bool, flag("Print one JSON object instead of text.", name="json")]
@@ -266,9 +268,11 @@ def evaluate(
 
     network, card = load_model(model), read_card(model)
     bars = terminal.progress(quiet)
-    columns = {"image_column": image_column, "label_column": label_column}
-    part = open_test(data, **columns) if split is None else open_source(data, split=split, **columns)
-    examples = load(part, size=card["size"][1], progress=bars)
+    if split is None:
+        part = open_test(data, image_column=image_column, label_column=label_column)
+    else:
+        part = open_source(data, split=split, image_column=image_column, label_column=label_column)
+    examples = load(part, size=card["size"][1], fewest_classes=1, progress=bars)
     found = run_evaluate(network, relabelled(examples, card["class_names"]))
     if as_json:
         print(json.dumps(found, ensure_ascii=False))
@@ -288,9 +292,7 @@ def poison(
         given("NAME:KEY=VALUE,...; may be given several times; see `untaint list attacks`.", "ATTACK"),
     ],
     out: Annotated[Path, given("The new data set. The ledger goes beside it, OUT.ledger.parquet.", "FOLDER")],
-    spare: Annotated[
-        str | None, option("A file of keys that stay clean, such as your probes.", "FILE")
-    ] = None,
+    spare: Annotated[str | None, option("A file of keys that stay clean, such as your probes.", "FILE")] = None,
     test: Annotated[
         str | None,
         option("Test data, written untouched and triggered; if not given, the data's own test part.", "DATA"),
@@ -313,7 +315,9 @@ def poison(
 
     columns = {"image_column": image_column, "label_column": label_column}
     source = open_source(data, split=split, **columns)
-    aside = open_test(data if test is None else test, own=test is None, **columns)
+    aside = open_test(
+        data if test is None else test, own=test is None, image_column=image_column, label_column=label_column
+    )
     ledger = write_poisoned(
         source,
         [ATTACKS.build(text) for text in attack],

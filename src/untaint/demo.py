@@ -8,6 +8,7 @@ from pathlib import Path
 
 from untaint import rng, samples
 from untaint.attacks import ATTACKS
+from untaint.examples import Examples
 from untaint.poisoning import Ledger, poison, triggered
 from untaint.progress import Progress
 from untaint.recipe import preset
@@ -29,18 +30,23 @@ PROBES = 250
 RETRAINED = 12  # epochs of the two models that are compared; the default would take twice as long
 
 
-def run_demo(out: Path, progress: Progress) -> Result:
-    """Poison the sample, train on it undefended, scan it, and print found and true beside each other."""
+def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epochs: int | None = None) -> Result:
+    """Poison the sample, train on it undefended, scan it, and print found and true beside each other.
+
+    ``pictures`` and ``epochs`` make it smaller, to see that it runs; it then finds little.
+    """
     begin = time.monotonic()
     clean, test = load(samples.path(), progress=progress), load(samples.path(), split="test", progress=progress)
+    if pictures is not None:
+        clean, test = _some(clean, pictures), _some(test, pictures)
     probes = rng.choose(0, "probes", clean.rows, PROBES)
     attacks = [ATTACKS.build(text) for text in ATTACKERS]
     dirty, ledger = poison(clean, attacks, spare=probes)
     print(f"{len(dirty):,} pictures of CIFAR-10; {len(attacks)} attackers poisoned {len(ledger.poisoned())} of them.")
     print(f"{PROBES} pictures, drawn at random, are vouched for. The scan is told nothing else.\n")
     ledger.save(out.with_name(out.name + ".ledger.parquet"))
-    chosen = preset("fast")
-    chosen = replace(chosen, retrain=replace(chosen.retrain, epochs=RETRAINED))
+    chosen = preset("fast").changed(epochs=epochs)
+    chosen = replace(chosen, retrain=replace(chosen.retrain, epochs=epochs or RETRAINED))
     progress.say("First, what happens without a defence:")
     undefended = train(dirty, out=out.with_name(out.name + ".undefended"), preset=chosen, progress=progress)
     progress.say("Now the scan:")
@@ -63,6 +69,12 @@ def run_demo(out: Path, progress: Progress) -> Result:
     print("Then your own pictures:  untaint probes PHOTOS --suggest 250 --out probes.txt")
     print("                         untaint scan PHOTOS --probes probes.txt --out runs/photos")
     return result
+
+
+def _some(examples: Examples, count: int) -> Examples:
+    """Return some of the pictures as a data set of their own."""
+    rows = rng.choose(0, "demo", examples.rows, count)
+    return Examples.of(examples.images[rows], examples.labels[rows], class_names=examples.class_names)
 
 
 def _found(result: Result, ledger: Ledger) -> str:

@@ -137,7 +137,8 @@ class Examples:
     def find(self, wanted: str | Path | Iterable[Any]) -> NDArray[np.int64]:
         """Return the rows of a text file of keys, or of keys, row numbers, or a mask; ascending.
 
-        Raises ProbeError naming the first key that is not there, with the nearest ones.
+        A line of the file may be ``key<TAB>label``; the label must then be the data's. Raises
+        ProbeError naming the first key that is not there, with the nearest ones.
         """
         if isinstance(wanted, (str, Path)):
             path = Path(wanted)
@@ -145,7 +146,10 @@ class Examples:
                 raise ProbeError(
                     f"{path} does not exist. Give a text file with one key a line, or a folder of trusted pictures."
                 )
-            return self._rows_of(run.read_keys(path), str(path))
+            told = run.read_labelled_keys(path)
+            rows = self._rows_of([key for key, _ in told], str(path))
+            self._compare_labels(told, path)
+            return rows
         things = wanted if isinstance(wanted, np.ndarray) else np.asarray(list(wanted))
         if things.dtype == bool or np.issubdtype(things.dtype, np.integer):
             if things.dtype != bool and things.size and (things.min() < 0 or things.max() >= self.total):
@@ -174,6 +178,20 @@ class Examples:
                 f"{len(missing)} of {len(keys)} keys in {where} are not in the data, first '{missing[0]}'.{hint}"
             )
         return np.unique(np.asarray(rows, dtype=np.int64))
+
+    def _compare_labels(self, told: list[tuple[str, str | None]], path: Path) -> None:
+        """Refuse labels beside keys that are not the data's."""
+        for key, label in told:
+            if label is None:
+                continue
+            number = int(self.labels[self._row_of[key] if key in self._row_of else int(key)])
+            name = self.class_names[number]
+            if label != name and label != str(number):
+                hint = "" if label in self.class_names else " The data has no such class."
+                raise ProbeError(
+                    f"{path} says that '{key}' is '{label}', but the data labels it '{name}'.{hint} "
+                    "Correct one of the two, or take the line out."
+                )
 
     @cached_property
     def fingerprint(self) -> str:

@@ -132,6 +132,8 @@ def _write_table(
 def _write_pictures(task: Task, own: NDArray[np.int64], rejected: NDArray[np.int64], order: NDArray[np.int64]) -> None:
     """Keep the pictures that the report shows: the worst, kept ones of every class, and some probes."""
     examples = task.examples
+    if 0 in examples.images.strides and (task.scratch / "thumbnails.npy").exists():
+        return  # scored again without the pictures: those kept before are better than grey
     shown = [order[np.isin(order, rejected)][:PICTURED], order[:PICTURED]]
     kept = np.setdiff1d(own, rejected)
     each = max(1, min(COMPARED, MOST_COMPARED // max(1, len(examples.class_names))))

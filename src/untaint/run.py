@@ -32,6 +32,7 @@ __all__ = [
     "load_array",
     "read_json",
     "read_keys",
+    "read_labelled_keys",
     "read_sealed",
     "save_array",
     "write_json",
@@ -74,10 +75,19 @@ def explain(error: OSError, path: Path) -> RunError:
     return RunError(f"{path} could not be written: {reason.lower()}. Choose another --out, or change its permissions.")
 
 
+def _json(value: Any) -> str:
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a file name whose bytes are no UTF-8
+        return json.dumps(value, indent=2) + "\n"
+    return text
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file, complete or not at all."""
     with written(path) as file:
-        file.write((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+        file.write(_json(value).encode())
 
 
 def read_json(path: Path) -> Any:
@@ -134,25 +144,37 @@ def write_keys(path: Path, keys: Iterable[str]) -> None:
 
 def read_keys(path: Path) -> list[str]:
     """Read keys one a line, as ``write_keys`` writes them; blank lines and ``#`` comments are skipped."""
+    return [key for key, _ in read_labelled_keys(path)]
+
+
+def read_labelled_keys(path: Path) -> list[tuple[str, str | None]]:
+    """Read keys one a line, each with what follows it after a tab, or None."""
     try:
         lines = path.read_bytes().decode("utf-8-sig", "surrogateescape").split("\n")
     except OSError as error:
         raise RunError(
             f"{path} cannot be read: {(error.strerror or str(error)).lower()}. Give a text file with one key a line."
         ) from error
-    keys = []
+    found = []
     for number, line in enumerate((line.rstrip("\r") for line in lines), start=1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        if line.startswith('"'):
-            try:
-                line = json.loads(line)
-            except ValueError as error:
-                raise RunError(
-                    f"line {number} of {path} begins with a quote but is not JSON ({error}). Write it as JSON or without quotes."
-                ) from error
-        keys.append(line)
-    return keys
+        if line.strip() and not line.startswith("#"):
+            found.append(_labelled_key(line, f"line {number} of {path}"))
+    return found
+
+
+def _labelled_key(line: str, where: str) -> tuple[str, str | None]:
+    if not line.startswith('"'):
+        key, tab, label = line.partition("\t")
+        return key, label.strip() if tab else None
+    try:
+        key, end = json.JSONDecoder().raw_decode(line)
+        if line[end:].strip() and line[end] != "\t":
+            raise ValueError(f"'{line[end:]}' follows the closing quote")
+    except ValueError as error:
+        raise RunError(
+            f"{where} begins with a quote but is not JSON ({error}). Write it as JSON or without quotes."
+        ) from error
+    return key, line[end:].strip() or None
 
 
 def digest(path: Path) -> str:

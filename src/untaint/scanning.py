@@ -1,6 +1,6 @@
 """The whole method: watch, score, cross-examine, set aside, retrain, report.
 
-``scan`` is the path of DESIGN: it hands a Task to a Detector, asks the rule, writes what was found,
+``scan`` hands a Task to a Detector, asks the rule, writes what was found,
 trains on what was kept. ``score`` does the last part again, with another rule or other options,
 without training anything.
 """

@@ -54,6 +54,7 @@ class Trajectories:
     folder: Path
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "folder", Path(self.folder))  # a text is taken too
         if not self._files("scaled-logit"):
             raise RunError(f"{self.folder} holds no trajectories. Record some epochs there first.")
 

@@ -20,7 +20,7 @@ def pictures(count=12, channels=3, height=16, width=16, seed=0) -> Examples:
 
 def slowly_augmented(picture, augment, numbers):
     """One picture: padded by reflection, a window cut out, perhaps mirrored; ``numbers`` are its four draws."""
-    channels, height, width = picture.shape
+    _, height, width = picture.shape
     pads = [max(1, round(side * 4 / 32)) for side in (height, width)]
     padded = np.pad(picture, ((0, 0), (pads[0], pads[0]), (pads[1], pads[1])), mode="reflect")
     down = int(numbers[1] * (2 * pads[0] + 1))

@@ -4,13 +4,10 @@
    in-sample (by the watcher that trained on it) and out of fold (by the other).
 2. The rows whose trajectories are nearest to the probes' are trusted: half of all rows, and at
    least a fifth of each class.
-3. A first witness is trained on the trusted rows alone. With what it says, whom to trust is decided
-   again, by all evidence together: poison that one witness was trained on it vouches for, so no
-   single figure may choose.
-4. The witness proper is trained on the rows trusted then. A row is suspicious as far as its
-   out-of-fold watcher explains its label better than the witness does. A hard or wrongly labelled
-   picture is explained by neither; poison is explained out of fold by the other poison with its
-   trigger, and by the witness not at all.
+3. A witness is trained on the trusted rows alone.
+4. A row is suspicious as far as its out-of-fold watcher explains its label better than the
+   witness does. A hard or wrongly labelled picture is explained by neither; poison is explained
+   out of fold by the other poison with its trigger, and by the witness not at all.
 5. Poison comes in company: the figure is combined with the median over a row's nearest neighbours
    of the same label in the watchers' early features.
 """
@@ -53,7 +50,7 @@ class CrossExamination(Detector):
     neighbours: int = 10
     own: float = 0.5
 
-    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "first-witness", "witness")
+    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor")
 
     def __post_init__(self) -> None:
@@ -63,15 +60,15 @@ class CrossExamination(Detector):
             raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
 
     def work(self, task: Task) -> list[tuple[int, int]]:
-        """Return the pictures that pass through two watchers and two witnesses."""
+        """Return the pictures that pass through two watchers and the witness."""
         total, half = len(task.examples), len(task.examples) // 2
         epochs, testimony = task.preset.watch.epochs, task.preset.witness.epochs
         watcher = (half * epochs, total * epochs)
         witness = (round(total * self.trusted) * testimony, total * min(TESTIMONY, testimony))
-        return [watcher, watcher, witness, witness]
+        return [watcher, watcher, witness]
 
     def score(self, task: Task) -> Scores:
-        """Return own figure and company of every row, from two watchers and two witnesses."""
+        """Return own figure and company of every row, from two watchers and a witness."""
         if task.preset.record != "eval":
             raise SpecError(
                 f"record is {task.preset.record}, but cross-examination asks each watcher about pictures it was not "
@@ -80,11 +77,8 @@ class CrossExamination(Detector):
         examples = task.examples
         evidence = _Evidence.gather(task, self.neighbours)
         suspicion = first_suspicion(evidence.in_sample, examples.labels, task.probes)
-        trusted = self._trust(task, "first-trusted", suspicion)
-        first = evidence.against(self._witness(task, "first-witness", trusted))
-        again = _ranked(suspicion, *(first[name] for name in ("in_sample_gap", "margin_gap", "loss_gap", "company")))
-        trusted = self._trust(task, "trusted", again)
-        parts = evidence.against(self._witness(task, "witness", trusted))
+        trusted = self._trust(task, suspicion)
+        parts = evidence.against(self._witness(task, trusted))
         own = parts.pop("own")
         is_trusted = np.zeros(examples.total, dtype=np.float32)
         is_trusted[trusted] = 1
@@ -92,16 +86,16 @@ class CrossExamination(Detector):
         parts = {**parts, "suspicion": suspicion, "trusted": is_trusted}
         return Scores(values=values, name="cross-examination", parts=parts)
 
-    def _witness(self, task: Task, stage: str, trusted: NDArray[np.int64]) -> Trajectories:
-        """Train a witness on the trusted rows; it is asked about every row after each of its last epochs."""
+    def _witness(self, task: Task, trusted: NDArray[np.int64]) -> Trajectories:
+        """Train the witness on the trusted rows; it is asked about every row after each of its last epochs."""
         recipe = task.preset.witness
         watch = Watch(rows=task.examples.rows, epochs=range(max(0, recipe.epochs - TESTIMONY), recipe.epochs))
-        what = f"train the {stage.replace('-', ' ')}"
-        return Trajectories(task.fit(stage, recipe, trusted, watch=watch, what=what) / "trajectories")
+        folder = task.fit("witness", recipe, trusted, watch=watch, what="train the witness")
+        return Trajectories(folder / "trajectories")
 
-    def _trust(self, task: Task, name: str, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _trust(self, task: Task, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
         """Choose whom to trust, once: what was chosen stays with the run."""
-        path = task.scratch / f"{name}.npy"
+        path = task.scratch / "trusted.npy"
         if path.exists():
             return np.asarray(run.load_array(path))
         trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, self.trusted, self.floor)

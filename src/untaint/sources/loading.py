@@ -36,6 +36,7 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
     cache: Path | str | None = None,
+    fewest_classes: int = 2,
     progress: Progress | None = None,
 ) -> Examples:
     """Return labelled pictures as ``Examples``: uint8 (rows, 3, size, size), decoded once and memory-mapped.
@@ -52,12 +53,14 @@ def load(
         image_column: the column of the pictures (or of their file names), guessed if not given.
         label_column: the column of the labels, guessed if not given.
         cache: the folder of the pixel cache; by default $UNTAINT_CACHE, else ``untaint`` in the user's cache folder.
+        fewest_classes: of how many classes the pictures must be; 1 for triggered test pictures, which are all
+            labelled as the attack's target.
         progress: is told how far decoding is.
 
     Pictures that cannot be decoded are no row; ``Examples.unreadable`` names them with the reason.
 
     Raises:
-        SourceError: the source, its labels or all of its pictures cannot be read, or there is only one class.
+        SourceError: the source, its labels or all of its pictures cannot be read, or are of too few classes.
     """
     if isinstance(source, Examples):
         return source
@@ -78,7 +81,7 @@ def load(
         images, unreadable = _from_encoded(opened, chosen, cache_folder(cache), told)
     else:
         raise SourceError(f"a {type(opened).__name__} cannot be decoded. Derive it from EncodedSource.")
-    return _examples(opened, images, unreadable, told)
+    return _examples(opened, images, unreadable, fewest_classes, told)
 
 
 def default_size(source: Source) -> int:
@@ -157,7 +160,9 @@ def _in_memory(
     return np.delete(images, list(unreadable), axis=0) if unreadable else images, unreadable
 
 
-def _examples(source: Source, images: NDArray[np.uint8], unreadable: dict[int, str], told: Progress) -> Examples:
+def _examples(
+    source: Source, images: NDArray[np.uint8], unreadable: dict[int, str], fewest_classes: int, told: Progress
+) -> Examples:
     keys, labels = source.keys, source.labels
     reasons = {keys[index]: reason for index, reason in unreadable.items()}
     if len(unreadable) == len(keys):
@@ -171,7 +176,7 @@ def _examples(source: Source, images: NDArray[np.uint8], unreadable: dict[int, s
         told.say(f"{len(unreadable):,} pictures cannot be read and are set aside, first '{next(iter(reasons))}'")
     counts = np.bincount(labels, minlength=len(source.class_names))
     present = np.flatnonzero(counts)
-    if len(present) < 2:
+    if len(present) < fewest_classes:
         only = source.class_names[present[0]]
         raise SourceError(
             f"all {len(keys):,} pictures in {source.name} are of one class, '{only}'. "

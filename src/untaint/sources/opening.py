@@ -6,6 +6,7 @@ import glob
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,21 +57,24 @@ def open_source(
     )
 
 
-def open_test(source: Any, *, own: bool = False, **columns: str | None) -> Source | None:
+def open_test(
+    source: Any, *, own: bool = False, image_column: str | None = None, label_column: str | None = None
+) -> Source | None:
     """Return the part ``test`` of a source, else ``validation``, else all of a source that has no parts.
 
     ``own``: the source is training data, so only its part ``test`` will do; None if it has none.
     """
     if own and isinstance(source, (str, Path)) and Path(source).is_file() and Path(source).suffix.lower() != ".zip":
         return None  # one table is one part
+    part = partial(open_source, source, image_column=image_column, label_column=label_column)
     try:
-        return open_source(source, split="test", **columns)
+        return part(split="test")
     except tree.NoSplit as missing:
         if own:
             return None
         if missing.others:
-            return open_source(source, split="validation", **columns)
-        return open_source(source, **columns)
+            return part(split="validation")
+        return part()
 
 
 class _Opener:
