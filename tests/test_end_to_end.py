@@ -50,7 +50,10 @@ def test_the_whole_path(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert command(*arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["rows"] == 300
-    kept, rejected = (run / "kept.txt").read_text().split("\n")[:-1], (run / "rejected.txt").read_text().split("\n")[:-1]
+    kept, rejected = (
+        (run / "kept.txt").read_text().split("\n")[:-1],
+        (run / "rejected.txt").read_text().split("\n")[:-1],
+    )
     assert len(kept) == told["counts"]["kept"]
     assert len(kept) + len(rejected) == 300
     table = pq.read_table(run / "scores.parquet").to_pandas()
@@ -79,7 +82,9 @@ def test_poison_that_a_model_learns_is_ranked_first(tmp_path: Path) -> None:
     rows = np.flatnonzero(whole.labels < 4)[:1200]
     examples = ut.Examples.of(whole.images[rows], whole.labels[rows], class_names=whole.class_names[:4])
     probes = examples.rows[::10]
-    dirty, ledger = ut.poison(examples, [ut.ATTACKS.build("blend:pattern=lattice,alpha=0.3,target=0,rate=0.1")], spare=probes)
+    dirty, ledger = ut.poison(
+        examples, [ut.ATTACKS.build("blend:pattern=lattice,alpha=0.3,target=0,rate=0.1")], spare=probes
+    )
     short = preset("fast").changed(epochs=4)
     short = replace(short, watch=replace(short.watch, batch=32), witness=replace(short.witness, batch=32))
     result = ut.scan(dirty, probes=probes, out=tmp_path / "run", preset=short, retrain=False)

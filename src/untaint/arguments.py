@@ -7,6 +7,7 @@ import functools
 import inspect
 import io
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -84,11 +85,13 @@ def parse(commands: Mapping[str, Callable[..., int]], words: Sequence[str]) -> C
         kind = "option" if first.startswith("-") else "command"
         raise SpecError(f"no {kind} '{first}'.{did_you_mean(first, [*commands, '--help', '--version'])}")
     command = commands[first]
-    if not {"-h", "--help"} & set(rest):
+    asked = {"-h", "--help"} & set(rest)
+    if not asked:
         _refuse_unknown(first, command, rest)
-    told = io.StringIO()
+    told = _text()
     try:
-        with contextlib.redirect_stderr(told):
+        # the parser draws frames when standard output can show them: so that they can be told from words
+        with contextlib.redirect_stderr(told), contextlib.redirect_stdout(sys.stdout if asked else _text()):
             call: Callable[[], int] = tyro.cli(
                 _held(command),
                 prog=f"untaint {first}",
@@ -99,8 +102,13 @@ def parse(commands: Mapping[str, Callable[..., int]], words: Sequence[str]) -> C
     except SystemExit as left:
         if not left.code:
             raise
-        raise SpecError(f"{_plain(first, told.getvalue())} See: untaint {first} --help") from None
+        told.seek(0)
+        raise SpecError(f"{_plain(first, told.read())} See: untaint {first} --help") from None
     return call
+
+
+def _text() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
 
 
 def _held(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:

@@ -51,6 +51,9 @@ Augment = Annotated[
     Literal["none", "crop", "crop-flip", "resized-crop"] | None,
     option("For witness and clean model; crop where left and right differ, as on signs."),
 ]
+Precision = Annotated[
+    Literal["auto", "float32", "bfloat16"] | None, option("Of the arithmetic; auto takes the faster one.")
+]
 
 
 def scan(
@@ -78,9 +81,7 @@ def scan(
     record: Annotated[
         Literal["eval", "train"] | None, option("Record in a pass of its own, or in the training step.")
     ] = None,
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"] | None, option("Of the arithmetic; auto takes the faster one.")
-    ] = None,
+    precision: Precision = None,
     compile: Annotated[bool, flag("Use torch.compile.")] = False,
     retrain: Annotated[bool, flag("Do not train a clean model at the end.")] = True,
     check: Check = False,
@@ -206,6 +207,7 @@ def train(
         Literal["none", "crop", "crop-flip", "resized-crop"] | None,
         option("How pictures are varied; crop where left and right differ, as on signs."),
     ] = None,
+    precision: Precision = None,
     size: Size = None,
     split: Split = "train",
     image_column: ImageColumn = None,
@@ -228,7 +230,7 @@ def train(
     bars = terminal.progress(quiet)
     examples = load(data, split=split, size=size, image_column=image_column, label_column=label_column, progress=bars)
     kept = examples.without(left_out(examples, without, marks))
-    chosen: Preset = recipe.preset(preset).changed(model=model, augment=augment)
+    chosen: Preset = recipe.preset(preset).changed(model=model, augment=augment, precision=precision)
     if epochs is not None:
         chosen = dataclasses.replace(chosen, retrain=dataclasses.replace(chosen.retrain, epochs=epochs, horizon=None))
     run_train(kept, out=out, preset=chosen, seed=seed, progress=bars)

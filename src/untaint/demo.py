@@ -19,10 +19,10 @@ from untaint.training.evaluate import accuracy
 
 __all__ = ["run_demo"]
 
-# 2 % each of 5,000 pictures: the paper's 1 % of 50,000 is five times as many examples of each trigger
+# Triggers that take in 5,000 pictures: larger or stronger, and more of them, than the papers' in 50,000
 ATTACKERS = (
-    "patch:target=airplane,rate=0.02",
-    "pixel:target=automobile,rate=0.02",
+    "patch:target=airplane,rate=0.02,cell=3",
+    "blend:pattern=noise,alpha=0.2,target=automobile,rate=0.03",
     "blend:pattern=lattice,alpha=0.1,target=cat,rate=0.02",
     "sinusoid:target=deer,class-rate=0.2",
 )
@@ -45,7 +45,7 @@ def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epoc
     print(f"{len(dirty):,} pictures of CIFAR-10; {len(attacks)} attackers poisoned {len(ledger.poisoned())} of them.")
     print(f"{PROBES} pictures, drawn at random, are vouched for. The scan is told nothing else.\n")
     ledger.save(out.with_name(out.name + ".ledger.parquet"))
-    chosen = preset("fast").changed(epochs=epochs)
+    chosen = preset("fast").changed(epochs=epochs, precision=None if pictures is None else "float32")
     chosen = replace(chosen, retrain=replace(chosen.retrain, epochs=epochs or RETRAINED))
     progress.say("First, what happens without a defence:")
     undefended = train(dirty, out=out.with_name(out.name + ".undefended"), preset=chosen, progress=progress)

@@ -150,14 +150,15 @@ class Examples:
             rows = self._rows_of([key for key, _ in told], str(path))
             self._compare_labels(told, path)
             return rows
-        things = wanted if isinstance(wanted, np.ndarray) else np.asarray(list(wanted))
+        given = wanted if isinstance(wanted, np.ndarray) else list(wanted)
+        things = np.asarray(given)
         if things.dtype == bool or np.issubdtype(things.dtype, np.integer):
             if things.dtype != bool and things.size and (things.min() < 0 or things.max() >= self.total):
                 raise ProbeError(
                     f"row {things.max() if things.min() >= 0 else things.min()} is not among the {self.total} rows (0 to {self.total - 1})."
                 )
             return self.take(things).rows
-        return self._rows_of([str(thing) for thing in things], "the list given")
+        return self._rows_of([str(thing) for thing in given], "the list given")  # numpy cuts keys at a final NUL
 
     def _rows_of(self, keys: list[str], where: str) -> NDArray[np.int64]:
         rows, missing = [], []

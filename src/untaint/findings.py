@@ -19,7 +19,7 @@ from untaint.examples import Examples
 from untaint.report.marks import read_marks
 from untaint.scores import Scores, Verdict
 
-__all__ = ["left_out", "obey", "write_findings"]
+__all__ = ["left_out", "marked", "obey", "write_findings"]
 
 PICTURED = 300  # of the most suspicious rows
 COMPARED = 8  # kept pictures per class beside them
@@ -30,20 +30,24 @@ def obey(verdict: Verdict, marks: Path | None, task: Task) -> Verdict:
     """Return the verdict after a person's word: ``fine`` pictures are kept, ``poison`` ones set aside."""
     if marks is None:
         return verdict
-    words = read_marks(marks)
-    rows = {
-        word: task.examples.find([key for key, said in words.items() if said == word]) for word in ("fine", "poison")
-    }
-    contradiction = np.intersect1d(rows["poison"], task.probes)
-    if len(contradiction):
-        key = task.examples.keys[contradiction[0]]
-        raise InputError(
-            f"{marks} marks '{key}' as poison, but it is a probe. Take it out of the probes and scan again."
-        )
+    rows = marked(task.examples, task.probes, marks)
     rejected = verdict.rejected.copy()
     rejected[rows["fine"]], rejected[rows["poison"]] = False, True
     note = f"{verdict.note} A person marked {len(rows['fine'])} pictures fine and {len(rows['poison'])} poison, which was obeyed."
     return replace(verdict, rejected=rejected, note=note)
+
+
+def marked(examples: Examples, probes: NDArray[np.int64], marks: Path) -> dict[str, NDArray[np.int64]]:
+    """Return the rows marked ``fine`` and those marked ``poison``; raises InputError if a probe is marked poison."""
+    words = read_marks(marks)
+    rows = {word: examples.find([key for key, said in words.items() if said == word]) for word in ("fine", "poison")}
+    contradiction = np.intersect1d(rows["poison"], probes)
+    if len(contradiction):
+        key = examples.keys[contradiction[0]]
+        raise InputError(
+            f"{marks} marks '{key}' as poison, but it is a probe. Take it out of the probes and scan again."
+        )
+    return rows
 
 
 def left_out(examples: Examples, without: Path | None, marks: Path | None) -> NDArray[np.int64]:
@@ -115,7 +119,7 @@ def _write_table(
     names = np.asarray(examples.class_names, dtype=object)
     columns: dict[str, Any] = {
         "row": own,
-        "key": pa.array([examples.keys[row].encode("utf-8", "replace").decode() for row in own], pa.string()),
+        "key": run.key_column(examples.keys[row] for row in own),
         "label": pa.array(names[examples.labels[own]], pa.string()),
         "score": scores.values[own],
         "p_value": verdict.p_values[own],

@@ -84,7 +84,7 @@ class Ledger:
         names = pa.array([*self.attacks], pa.string())
         which = pa.array(self.attack, pa.int16(), mask=self.attack < 0)
         columns = {
-            "key": pa.array(list(self.keys), pa.string()),
+            "key": run.key_column(self.keys),
             "attack": pa.DictionaryArray.from_arrays(which, names),
             "cover": pa.array(self.cover),
             "target": pa.array(self.target, pa.int64(), mask=self.attack < 0),
@@ -103,7 +103,10 @@ class Ledger:
             names = table["attack"].to_pylist()
             target = table["target"].fill_null(-1).to_numpy().astype(np.int64)
             original = table["original"].to_numpy().astype(np.int64)
-            keys, cover = table["key"].to_pylist(), table["cover"].to_numpy().astype(bool)
+            keys = [
+                k.decode("utf-8", "surrogateescape") if isinstance(k, bytes) else k for k in table["key"].to_pylist()
+            ]
+            cover = table["cover"].to_numpy().astype(bool)
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise RunError(
                 f"{path} cannot be read as a ledger ({error}). Give the file that untaint poison wrote."

@@ -29,6 +29,7 @@ __all__ = [
     "digest",
     "finish",
     "finished",
+    "key_column",
     "load_array",
     "read_json",
     "read_keys",
@@ -177,6 +178,17 @@ def _labelled_key(line: str, where: str) -> tuple[str, str | None]:
     return key, line[end:].strip() or None
 
 
+def key_column(keys: Iterable[str]) -> Any:
+    """Return keys as a pyarrow column of text; of bytes where a file name among them is no Unicode."""
+    import pyarrow as pa
+
+    listed = list(keys)
+    try:
+        return pa.array(listed, pa.string())
+    except UnicodeEncodeError:
+        return pa.array([key.encode("utf-8", "surrogateescape") for key in listed], pa.binary())
+
+
 def digest(path: Path) -> str:
     """Return the SHA-256 of a file in hexadecimal digits."""
     with open(path, "rb") as file:
@@ -249,10 +261,21 @@ class RunDirectory:
                 )
             write_json(path, self.settings)
             return
-        before = read_json(path)
-        for key in [*self.settings, *before]:
-            if before.get(key) != self.settings.get(key):
-                raise RunError(
-                    f"{self.path} was begun with {key} = {before.get(key)!r}, now it is {self.settings.get(key)!r}. "
-                    "Give the same settings to continue it, or another --out."
-                )
+        found = _difference(read_json(path), self.settings)
+        if found is not None:
+            name, before, now = found
+            raise RunError(
+                f"{self.path} was begun with {name} = {before!r}, now it is {now!r}. "
+                "Give the same settings to continue it, or another --out."
+            )
+
+
+def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """Return the first entry that differs, by its whole name, and what it is on either side."""
+    if before == now:
+        return None
+    if not (isinstance(before, dict) and isinstance(now, dict)):
+        return name or "settings", before, now
+    pairs = ((key, before.get(key), now.get(key)) for key in [*now, *before])
+    key, one, other = next(pair for pair in pairs if pair[1] != pair[2])
+    return _difference(one, other, f"{name}.{key}" if name else key)

@@ -29,15 +29,15 @@ from untaint.defenses import DEFENSES, Detector, Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, ProbeError, RunError, SourceError, SpecError
 from untaint.examples import Examples
-from untaint.findings import obey, write_findings
-from untaint.models.build import build
+from untaint.findings import marked, obey, write_findings
+from untaint.models.build import build, require
 from untaint.progress import Progress, Silent
 from untaint.recipe import Preset, preset, preset_of
 from untaint.report import write_report
 from untaint.scores import KeepPerClass, Rule, Scores, Verdict, parse_rule, rule_text
 from untaint.sources import load
 from untaint.training.checkpoint import load_model
-from untaint.training.device import Trial, device, hardware, trial
+from untaint.training.device import Trial, device, hardware, keyed, trial
 from untaint.training.loop import fit
 from untaint.trajectories import Trajectories
 
@@ -124,8 +124,12 @@ def scan(
     chosen = _preset(preset)
     judge = _detector(detector or chosen.detector)
     rule = _rule(reject or chosen.reject, keep_per_class)
+    if model is None:
+        require(chosen.watch.model)
     examples = load(data, progress=told, **reading)
     examples, rows, outside = with_probes(examples, probes, told)
+    if marks:  # now, not after an hour of training
+        marked(examples, rows, Path(marks))
     place = where or device()
     settings = {
         "kind": "scan",
@@ -227,6 +231,8 @@ def score(
         raise RunError(
             f"{path} is a folder of untaint, but of no scan. Give one that untaint scan, or a Recorder, wrote."
         )
+    if not (path / "probes.npy").exists():
+        raise RunError(f"{path} is not finished: nothing was found yet. Give its untaint scan command again first.")
     judge = _detector(detector or before["detector"])
     _refuse_retraining(path, _detector(before["detector"]), judge)
     chosen = preset_of(before["preset"])
@@ -307,6 +313,8 @@ def train(
     """
     chosen = _preset(preset)
     told = progress or Silent()
+    if model is None:
+        require(chosen.retrain.model)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return fit(examples, chosen.retrain, Path(folder), seed=seed, model=model, where=where, progress=told)
@@ -431,7 +439,8 @@ def _machine(
     if known.exists():
         return Trial(**run.read_json(known))
     size: tuple[int, int, int] = tuple(examples.images.shape[1:])
-    network = model() if model else build(chosen.watch.model, len(examples.class_names), size)
+    with keyed(place, 0, "trial"):
+        network = model() if model else build(chosen.watch.model, len(examples.class_names), size)
     found = trial(network, chosen.watch, size, place)
     run.write_json(known, dataclasses.asdict(found))
     return found

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import untaint as ut
-from .terminal import Outcome, told
 from untaint import samples
+
+from .terminal import Outcome, epochs, told
 
 CLASSES = ("airplane", "bird", "ship")
 
@@ -88,5 +89,5 @@ def scanned(
 ) -> tuple[Path, Outcome]:
     """A finished run on the poisoned pictures, and what the command said."""
     out = tmp_path_factory.mktemp("runs") / "photos"
-    words = ("--probes", probes[0], "--out", out, "--epochs", 2, "--reject", "fraction:share=0.1", "--check")
+    words = ("--probes", probes[0], "--out", out, *epochs(2), "--reject", "fraction:share=0.1", "--check")
     return out, told("scan", dirty[0], *words)

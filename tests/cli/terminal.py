@@ -43,3 +43,8 @@ def refused(*words: object) -> str:
     assert message[0] not in " \t"
     assert len(message) < 600, "too long to be read"
     return message
+
+
+def epochs(count: int) -> tuple[object, ...]:
+    """Options for a short training; float32, because finding out the faster precision takes longer than that."""
+    return "--epochs", count, "--precision", "float32"

@@ -19,7 +19,7 @@ import untaint as ut
 from untaint import demo
 
 from .conftest import CLASSES
-from .terminal import Outcome, told
+from .terminal import Outcome, epochs, told
 
 Made = tuple[Path, Outcome]
 
@@ -97,7 +97,7 @@ def test_scan_again_trains_nothing_and_says_the_same(scanned: Made, dirty: Made,
     run, _ = scanned
     before = (run / "scores.parquet").read_bytes()
     made = (run / "model" / "model.safetensors").stat().st_mtime_ns
-    again = ("--probes", probes[0], "--out", run, "--epochs", 2, "--reject", "fraction:share=0.1")
+    again = ("--probes", probes[0], "--out", run, *epochs(2), "--reject", "fraction:share=0.1")
     outcome = told("scan", dirty[0], *again)
     assert outcome.code == 0, outcome.err  # without --check
     assert (run / "scores.parquet").read_bytes() == before
@@ -150,7 +150,7 @@ def test_report_can_be_written_elsewhere(scanned: Made, tmp_path: Path) -> None:
 
 
 def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
-    words = ("--without", scanned[0] / "rejected.txt", "--epochs", 2, "--out", tmp_path / "clean")
+    words = ("--without", scanned[0] / "rejected.txt", *epochs(2), "--out", tmp_path / "clean")
     outcome = told("train", dirty[0], *words, "--json", "--quiet")
     assert outcome.code == 0, outcome.err
     left_out = len(lines(scanned[0] / "rejected.txt"))
@@ -179,7 +179,13 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
 def test_list(what: str) -> None:
     outcome = told("list", what)
     assert outcome.code == 0
-    expected = {"attacks": "patch", "defenses": "cross-examination", "models": "resnet50", "presets": "paper", "rules": "gap"}
+    expected = {
+        "attacks": "patch",
+        "defenses": "cross-examination",
+        "models": "resnet50",
+        "presets": "paper",
+        "rules": "gap",
+    }
     assert re.search(rf"^  {expected[what]}\b", outcome.out, re.MULTILINE)
 
 
@@ -188,7 +194,13 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome = told("demo", "--out", tmp_path / "demo", "--quiet")
     assert outcome.code == 0, outcome.err
     assert outcome.err == ""
-    for words in ("not poisoned", "clean accuracy", "ASR patch", str(tmp_path / "demo" / "report.html"), "untaint scan"):
+    for words in (
+        "not poisoned",
+        "clean accuracy",
+        "ASR patch",
+        str(tmp_path / "demo" / "report.html"),
+        "untaint scan",
+    ):
         assert words in outcome.out
     assert (tmp_path / "demo" / "report.html").exists()
 
@@ -210,7 +222,7 @@ def test_a_real_process_scans_a_table_by_names_of_columns(tmp_path: Path, photos
     (tmp_path / "train").symlink_to(photos / "train")
     table.write_text("\n".join(["where;kind;other", *entries]) + "\n")
     (tmp_path / "probes.txt").write_text("\n".join(entry.split(";")[0] for entry in entries[::2]) + "\n")
-    words = ("--image-column", "where", "--label-column", "kind", "--epochs", 1, "--no-retrain", "--quiet", "--json")
+    words = ("--image-column", "where", "--label-column", "kind", *epochs(1), "--no-retrain", "--quiet", "--json")
     run = tmp_path / "run"
     outcome = subprocess_of("scan", table, "--probes", tmp_path / "probes.txt", "--out", run, *words)
     assert outcome.returncode == 0, outcome.stderr

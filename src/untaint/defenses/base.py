@@ -23,6 +23,7 @@ from untaint.examples import Examples
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Rule, Scores, Verdict
+from untaint.training import checkpoint
 from untaint.training.loop import Watch, fit
 
 __all__ = ["Defense", "Detector", "Outcome", "Task"]
@@ -78,6 +79,7 @@ class Task:
                 progress=self.progress,
                 what=what,
             )
+        checkpoint.drop_state(out)  # a process may have been killed just before it did
         return out
 
 

@@ -13,7 +13,7 @@ from untaint import rng
 from untaint.errors import SpecError
 from untaint.models.proxy import Proxy
 
-__all__ = ["Pixels", "build", "features_of", "names"]
+__all__ = ["Pixels", "build", "features_of", "names", "require"]
 
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
 
@@ -40,6 +40,12 @@ def names() -> list[str]:
     import torchvision
 
     return ["proxy", "proxy-wide", *torchvision.models.list_models(module=torchvision.models)]
+
+
+def require(name: str) -> None:
+    """Raise SpecError unless there is a model of that name; nothing is built."""
+    if name not in names():
+        _require_timm(name)
 
 
 def build(
@@ -79,7 +85,7 @@ def _network(name: str, classes: int, size: int) -> nn.Module:
     return network
 
 
-def _timm(name: str, classes: int, size: int) -> nn.Module:
+def _require_timm(name: str) -> None:
     try:
         import timm
     except ImportError:
@@ -93,6 +99,12 @@ def _timm(name: str, classes: int, size: int) -> nn.Module:
     if name not in timm.list_models(name):
         near = difflib.get_close_matches(name, [*names(), *timm.list_models()], n=1)
         raise SpecError(f"no model '{name}' in torchvision or timm." + (f" Did you mean '{near[0]}'?" if near else ""))
+
+
+def _timm(name: str, classes: int, size: int) -> nn.Module:
+    _require_timm(name)
+    import timm
+
     try:
         network: nn.Module = timm.create_model(name, pretrained=False, num_classes=classes, img_size=size)
     except TypeError:  # convolutional networks take any size and have no such argument

@@ -32,7 +32,12 @@ def _load_tensors(path: Path, expected: str) -> dict[str, Tensor]:
         raise RunError(
             f"{path} was altered since it was written. Remove {path.parent} and give the same command again."
         )
-    return safetensors.torch.load_file(path)
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise RunError(
+            f"{path} holds no safetensors ({error}), and nothing else is ever loaded. Train again."
+        ) from error
 
 
 def save_state(
@@ -117,7 +122,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise InputError(
             f"the weights in {folder} do not fit the model ({str(error).splitlines()[0]}). Give the architecture they were trained with."
         ) from error
-    return model.eval()
+    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]  # as trained
 
 
 def read_card(folder: Path) -> dict[str, Any]:

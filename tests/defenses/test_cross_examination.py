@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+import untaint as ut
+from untaint import Recipe, run, samples
+from untaint.defenses import Task
+from untaint.defenses.cross_examination import (
+    CrossExamination,
+    Folded,
+    early_epochs,
+    first_suspicion,
+    trusted_rows,
+)
+from untaint.errors import RunError, SpecError
+from untaint.progress import Silent
+from untaint.recipe import Preset
+from untaint.scores import FalseDiscovery
+from untaint.trajectories import Trajectories
+
+RECIPE = Recipe(epochs=6, batch=50, precision="float32")
+
+
+def task(examples, probes, scratch, recipe=RECIPE, **changes) -> Task:
+    whole = Preset(
+        name="small",
+        detector="cross-examination",
+        reject="false-discovery:q=0.1",
+        watch=recipe,
+        witness=replace(recipe, augment="crop-flip"),
+        retrain=recipe,
+    )
+    settled = {"preset": whole, "rule": FalseDiscovery(0.1), "seed": 0, "progress": Silent()}
+    return Task(examples=examples, probes=probes, scratch=scratch, **{**settled, **changes})
+
+
+# --- whom to trust
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    counts=st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    share=st.floats(0.05, 0.95),
+    part=st.floats(0.01, 1),
+)
+@settings(max_examples=60, deadline=None)
+def test_the_trusted_part_is_the_purest_with_a_floor_for_each_class(seed, counts, share, part):
+    floor = share * part
+    generator = np.random.default_rng(seed)
+    labels = generator.permutation(np.repeat(np.arange(len(counts)), counts))
+    rows = np.flatnonzero(generator.random(len(labels)) < 0.9)
+    suspicion = generator.random(len(labels)).astype(np.float32)
+    trusted = trusted_rows(suspicion, labels, rows, share, floor)
+    assert np.isin(trusted, rows).all()
+    assert np.array_equal(trusted, np.unique(trusted))
+    sizes = np.bincount(labels[rows], minlength=len(counts))
+    found = np.bincount(labels[trusted], minlength=len(counts))
+    least = np.ceil(floor * sizes)
+    assert (found >= least).all()
+    assert len(trusted) == max(round(share * len(rows)), int(least.sum()))
+    others = np.setdiff1d(rows, trusted)
+    for label in range(len(counts)):  # within a class, never a worse one before a better one
+        inside, outside = suspicion[trusted[labels[trusted] == label]], suspicion[others[labels[others] == label]]
+        if len(inside) and len(outside):
+            assert inside.max() <= outside.min()
+    above = [label for label in range(len(counts)) if found[label] > least[label]]
+    if above and len(others):  # whoever is trusted beyond the floors is less suspicious than all who are not
+        for label in above:
+            members = np.sort(suspicion[trusted[labels[trusted] == label]])
+            assert members[int(least[label]) :].max() <= suspicion[others].min()
+
+
+def test_a_class_that_is_mostly_suspicious_keeps_its_floor():
+    labels = np.repeat([0, 1], [50, 50])
+    suspicion = np.where(labels == 0, 1.0, 0.0) + np.arange(100) / 1000
+    trusted = trusted_rows(suspicion.astype(np.float32), labels, np.arange(100), 0.5, 0.2)
+    assert np.bincount(labels[trusted]).tolist() == [10, 40]
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_trust_moves_with_its_rows(seed):
+    generator = np.random.default_rng(seed)
+    labels, suspicion = generator.integers(0, 3, 50), generator.permutation(50).astype(np.float32)
+    order = generator.permutation(50)
+    before = trusted_rows(suspicion, labels, np.arange(50), 0.5, 0.2)
+    after = trusted_rows(suspicion[order], labels[order], np.arange(50), 0.5, 0.2)
+    assert sorted(order[after]) == before.tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"floor": 0.6}, "floor is 0.6 and trusted 0.5"),
+        ({"trusted": 1.0}, "trusted 1.0"),
+        ({"floor": 0.0}, "floor is 0.0"),
+        ({"neighbours": 0}, "neighbours is 0"),
+        ({"own": -1.0}, "own -1.0"),
+    ],
+)
+def test_unusable_settings_are_refused(options, message):
+    with pytest.raises(SpecError, match=message):
+        CrossExamination(**options)
+
+
+@pytest.mark.parametrize(("epochs", "expected"), [(20, (3, 7, 10, 13)), (30, (5, 10, 15, 20)), (1, (0,)), (2, (0, 1))])
+def test_features_are_kept_at_early_epochs(epochs, expected):
+    assert early_epochs(Recipe(epochs=epochs)) == expected
+
+
+# --- trajectories of two watchers
+
+
+def stored(folder, margin):
+    for epoch, column in enumerate(margin.T):
+        for name in ("margin", "scaled-logit", "predicted"):
+            run.save_array(folder / name / f"epoch_{epoch:03d}.npy", column.astype(np.float32))
+    return Trajectories(folder)
+
+
+def folded(folder, seed, order=None):
+    generator = np.random.default_rng(seed)
+    one, other, mask = generator.normal(size=(80, 4)), generator.normal(size=(80, 4)), generator.random(80) < 0.5
+    order = np.arange(80) if order is None else order
+    return one[order], other[order], mask[order], stored(folder / "a", one[order]), stored(folder / "b", other[order])
+
+
+def test_each_row_is_taken_from_its_own_watcher(tmp_path):
+    one, other, mask, a, b = folded(tmp_path, 0)
+    both = Folded(a, b, mask)
+    assert (both.rows, both.epochs) == (80, 4)
+    expected = np.where(mask[:, None], one, other).astype(np.float32)
+    assert np.array_equal(both.block("margin", slice(None)), expected)
+    assert np.array_equal(both.block("margin", np.array([7, 3]), [2]), expected[[7, 3]][:, [2]])
+    assert np.array_equal(np.concatenate([table for _, table in both.blocks("margin", size=13)]), expected)
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=8, deadline=None)
+def test_the_first_suspicion_moves_with_its_rows(tmp_path_factory, seed):
+    generator = np.random.default_rng(seed)
+    labels, order = generator.integers(0, 3, 80), generator.permutation(80)
+    place = np.argsort(order)
+    *_, mask, a, b = folded(tmp_path_factory.mktemp("one"), seed)
+    before = first_suspicion(Folded(a, b, mask), labels, np.arange(30))
+    *_, mask, a, b = folded(tmp_path_factory.mktemp("two"), seed, order)
+    after = first_suspicion(Folded(a, b, mask), labels[order], np.sort(place[:30]))
+    assert after == pytest.approx(before[order], abs=0.02)  # equal ranks may be dealt otherwise
+    assert before.min() >= 0
+    assert before.max() <= 1
+
+
+# --- the whole of it on real pictures with planted poison
+
+
+def planted(share: float) -> tuple[ut.Examples, np.ndarray]:
+    """1,200 pictures of five classes at half size; some get a white square and the label 0."""
+    whole = ut.load(samples.path())
+    rows = np.flatnonzero(whole.labels < 5)[:1200]
+    images = whole.images[rows].reshape(-1, 3, 16, 2, 16, 2).mean((3, 5)).astype(np.uint8)
+    labels = whole.labels[rows].copy()
+    poison = np.sort(np.random.default_rng(0).choice(len(rows), round(share * len(rows)), replace=False))
+    images[poison, :, -4:-1, -4:-1] = 255
+    labels[poison] = 0
+    return ut.Examples.of(images, labels), poison
+
+
+def probes_of(examples, poison):
+    return np.sort(np.random.default_rng(1).choice(np.setdiff1d(examples.rows, poison), 120, replace=False))
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    examples, poison = planted(0.08)
+    here = task(examples, probes_of(examples, poison), tmp_path_factory.mktemp("run"))
+    judge = CrossExamination()
+    scores = judge.score(here)
+    return here, poison, judge, scores, judge.decide(scores, here)
+
+
+def test_planted_poison_is_told_from_the_rest(found):
+    here, poison, _, scores, verdict = found
+    is_poison = np.isin(here.examples.rows, poison)
+    assert roc_auc_score(is_poison, scores.values) > 0.93
+    rejected = np.flatnonzero(verdict.rejected)
+    hits = np.isin(rejected, poison).sum()
+    assert hits > 0.6 * len(poison)
+    assert hits > 0.8 * len(rejected)
+
+
+def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):
+    here, _, _, scores, verdict = found
+    assert not verdict.rejected[here.probes].any()
+    trusted = scores.parts["trusted"][here.probes]
+    assert 0.3 < trusted.mean() < 0.9  # as other clean rows are
+    assert np.isfinite(scores.values[here.probes]).all()
+    assert np.array_equal(np.flatnonzero(scores.parts["trusted"]), np.load(here.scratch / "trusted.npy"))
+
+
+def test_the_witness_is_trained_on_the_trusted_part_alone_and_each_watcher_on_its_half(found):
+    here, *_ = found
+    rows = {stage: run.read_json(here.scratch / stage / "model.json")["rows"] for stage in CrossExamination.stages}
+    assert rows == {"watcher-a": 600, "watcher-b": 600, "witness": 600}
+    assert CrossExamination().work(here) == [(3600, 7200), (3600, 7200), (3600, 3600)]
+
+
+def test_the_parts_make_up_the_score(found):
+    _, _, judge, scores, _ = found
+    parts = scores.parts
+
+    def scaled(values):
+        centred = values - np.median(values)
+        return centred / np.median(np.abs(centred))
+
+    own = scaled(parts["margin_gap"]) + scaled(parts["loss_gap"])
+    assert scores.values == pytest.approx(parts["company"] + judge.own * own, rel=1e-3, abs=1e-3)
+    reasons = judge.explain(scores, np.flatnonzero(parts["trusted"] == 0)[:50])
+    assert all("models that saw the distrusted part" in reason for reason in reasons)
+
+
+def test_scoring_again_trains_nothing_and_gives_the_same(found):
+    _, _, judge, scores, _ = found
+    again = judge.score(replace(here, train=False))
+    assert np.array_equal(again.values, scores.values)
+    other = CrossExamination(neighbours=5, own=2.0).score(replace(here, train=False))
+    assert not np.array_equal(other.values, scores.values)
+
+
+def test_where_nothing_is_planted_next_to_nothing_is_set_aside(tmp_path):
+    examples, poison = planted(0)
+    here = task(examples, probes_of(examples, poison), tmp_path)
+    verdict = CrossExamination().decide(CrossExamination().score(here), here)
+    assert np.count_nonzero(verdict.rejected) <= 0.01 * len(examples)
+
+
+def test_recording_in_the_training_step_is_refused(tmp_path):
+    examples, _ = planted(0)
+    here = task(examples, np.arange(20), tmp_path)
+    with pytest.raises(SpecError, match="record is train, but cross-examination asks"):
+        CrossExamination().score(replace(here, preset=replace(here.preset, record="train")))
+
+
+def test_an_unfinished_run_cannot_be_scored(tmp_path):
+    examples, _ = planted(0)
+    with pytest.raises(RunError, match="has no finished watcher-a"):
+        CrossExamination().score(task(examples, np.arange(20), tmp_path, train=False))
