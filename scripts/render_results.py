@@ -23,7 +23,7 @@ def detection(facts: dict[str, Any]) -> str:
         "found at 1 / 5 / 40 % rejected",
     ]
     rows = []
-    for method in METHODS:
+    for method in (method for method in METHODS if method in facts):
         own = facts[method]
         tpr = " / ".join(f"{own['all']['tpr_at_fpr'][rate]:.2f}" for rate in ("0.05", "0.01", "0.001"))
         rejected = " / ".join(f"{own['all']['found_at_rejected'][share]:.2f}" for share in ("0.01", "0.05", "0.4"))
@@ -45,13 +45,12 @@ def section(facts: dict[str, Any]) -> str:
         f"{facts['rows']:,} pictures of {facts['pixels']}x{facts['pixels']} pixels, {sum(facts['attacks'].values()):,} of them poisoned by "
         f"{len(facts['attacks'])} attackers at once, 250 probes, one seed. {facts['hardware']}.",
         detection(facts),
-        f"Best options of BaDLoss: `{facts[METHODS[1]]['options']}`.",
+        *([f"Best options of BaDLoss: `{facts[METHODS[1]]['options']}`."] if METHODS[1] in facts else []),
         f"Set aside by `{aside['rule']}`: {aside['rejected']:,} pictures, {aside['clean among them']:,} of them clean; "
         f"{sum(aside['found'].values()):,} of {sum(facts['attacks'].values()):,} poisoned ones found. {aside['note']}",
     ]
     if "models" in facts:
         parts.append(models(facts))
-    parts.append("Seconds: " + ", ".join(f"{name} {spent:,.0f}" for name, spent in facts["scan seconds"].items()) + ".")
     return "\n\n".join(parts)
 
 

@@ -72,7 +72,12 @@ class Result:
         return write_report(self.run, out)
 
     def model(self) -> nn.Module:
-        """Return the clean model that the scan trained, in eval mode."""
+        """Return the clean model that the scan trained, in eval mode; it must be of this verdict."""
+        if _belongs(self.run) != _hash(self.rejected):
+            raise RunError(
+                f"{self.run / 'model'} is not there or was trained without other pictures than are rejected now. "
+                "Train one of this verdict: untaint.train(result.kept)."
+            )
         return load_model(self.run / "model")
 
     def __repr__(self) -> str:
@@ -184,6 +189,11 @@ def _conclude(
         summary=write_findings(task, judge, scores, verdict, {**facts, "stages": clock.laps}),
         outside=task.outside,
     )
+    if retrain and len(result.kept) < 2:
+        raise InputError(
+            f"the rule {verdict.rule} sets {len(result.rejected):,} of {result.summary['rows']:,} pictures aside, so that "
+            f"none is left to train on. Give a stricter rule: untaint score {task.scratch} --reject false-discovery:q=0.05."
+        )
     if retrain:
         _refuse_stale_model(task, result.rejected)
         judge.retrain(task, result.rejected)
@@ -197,11 +207,19 @@ def _conclude(
 
 def _refuse_stale_model(task: Task, rejected: NDArray[np.int64]) -> None:
     """A clean model, finished or not, belongs to one verdict: one of another verdict is trained anew."""
-    path = task.scratch / "model-rows.json"
-    now = hashlib.sha256(rejected.tobytes()).hexdigest()
-    if path.exists() and run.read_json(path) != now:
+    if _belongs(task.scratch) not in (None, _hash(rejected)):
         shutil.rmtree(task.scratch / "model", ignore_errors=True)
-    run.write_json(path, now)
+    run.write_json(task.scratch / "model-rows.json", _hash(rejected))
+
+
+def _belongs(folder: Path) -> str | None:
+    """Return which rejected rows the clean model of a run was trained without, as a hash."""
+    path = folder / "model-rows.json"
+    return str(run.read_json(path)) if path.exists() else None
+
+
+def _hash(rows: NDArray[np.int64]) -> str:
+    return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 def score(
@@ -256,8 +274,9 @@ def score(
         progress=told,
         train=False,
     )
-    clock = _Clock()
-    return _conclude(task, judge, judge.score(task), clock, marks, retrain=False)
+    with run.RunDirectory(path, before):  # nobody else may be writing there
+        clock = _Clock()
+        return _conclude(task, judge, judge.score(task), clock, marks, retrain=False)
 
 
 def _score_recording(

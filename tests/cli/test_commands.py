@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +65,19 @@ def test_probes_suggest_draws_uniformly_and_the_same_again(photos: Path, tmp_pat
         assert told("probes", photos, *words).code == 0
     assert lines(tmp_path / "a.txt") == lines(tmp_path / "b.txt") != lines(tmp_path / "c.txt")
     assert len(set(lines(tmp_path / "a.txt"))) == 30
+
+
+def test_the_next_command_reads_the_same_data(photos: Path, tmp_path: Path) -> None:
+    words = ("--suggest", 30, "--split", "test", "--size", 16, "--quiet")
+    outcome = told("probes", photos, *words, "--out", tmp_path / "p q.txt")
+    command = re.search(r"untaint (scan .*) --out", outcome.out)
+    assert command is not None
+    expected = ["scan", str(photos), "--split", "test", "--size", "16", "--probes", str(tmp_path / "p q.txt")]
+    assert shlex.split(command[1]) == expected
+    run = tmp_path / "run"
+    outcome = told(*expected, "--out", run, *epochs(1), "--no-retrain", "--quiet")
+    assert outcome.code == 0, outcome.err
+    assert f"untaint train {photos} --split test --size 16 --without {run / 'rejected.txt'}" in outcome.out
 
 
 def test_probes_check(dirty: Made, probes: Made) -> None:

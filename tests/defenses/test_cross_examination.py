@@ -225,7 +225,7 @@ def test_the_parts_make_up_the_score(found):
 
 
 def test_scoring_again_trains_nothing_and_gives_the_same(found):
-    _, _, judge, scores, _ = found
+    here, _, judge, scores, _ = found
     again = judge.score(replace(here, train=False))
     assert np.array_equal(again.values, scores.values)
     other = CrossExamination(neighbours=5, own=2.0).score(replace(here, train=False))
@@ -234,7 +234,7 @@ def test_scoring_again_trains_nothing_and_gives_the_same(found):
 
 def test_where_nothing_is_planted_next_to_nothing_is_set_aside(tmp_path):
     examples, poison = planted(0)
-    here = task(examples, probes_of(examples, poison), tmp_path)
+    here = task(examples, probes_of(examples, poison), tmp_path, replace(RECIPE, epochs=4))
     verdict = CrossExamination().decide(CrossExamination().score(here), here)
     assert np.count_nonzero(verdict.rejected) <= 0.01 * len(examples)
 

@@ -25,7 +25,7 @@ from untaint import rng, run
 from untaint.defenses._company import company, neighbours, side_by_side
 from untaint.defenses._distance import distances
 from untaint.defenses.base import Detector, Task
-from untaint.errors import SpecError
+from untaint.errors import RunError, SpecError
 from untaint.recipe import Recipe
 from untaint.scores import Scores
 from untaint.training.loop import Watch
@@ -96,10 +96,14 @@ class CrossExamination(Detector):
     def _trust(self, task: Task, suspicion: NDArray[np.float32]) -> NDArray[np.int64]:
         """Choose whom to trust, once: what was chosen stays with the run."""
         path = task.scratch / "trusted.npy"
-        if path.exists():
+        sealed = path.with_suffix(".json")
+        if path.exists() and sealed.exists():
+            if run.read_sealed(sealed)["sha256"] != run.digest(path):
+                raise RunError(f"{path} was altered since it was written. Remove {task.scratch} and scan again.")
             return np.asarray(run.load_array(path))
         trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, self.trusted, self.floor)
         run.save_array(path, trusted)
+        run.write_sealed(sealed, {"sha256": run.digest(path)})
         return trusted
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:

@@ -122,7 +122,7 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
         raise InputError(
             f"the weights in {folder} do not fit the model ({str(error).splitlines()[0]}). Give the architecture they were trained with."
         ) from error
-    return model.to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]  # as trained
+    return model.to(memory_format=torch.channels_last).eval()  # as it was trained
 
 
 def read_card(folder: Path) -> dict[str, Any]:
