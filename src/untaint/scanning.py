@@ -128,6 +128,7 @@ def scan(
     told = progress or Silent()
     chosen = _preset(preset)
     judge = _detector(detector or chosen.detector)
+    judge.require(chosen)
     rule = _rule(reject or chosen.reject, keep_per_class)
     if model is None:
         require(chosen.watch.model)

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from small import RECIPE, WithDropout, pictures
 
 import untaint as ut
+from small import RECIPE, WithDropout, pictures
 from untaint.errors import InputError, RunError
 from untaint.training.checkpoint import read_card
 from untaint.training.evaluate import relabelled

@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import RECIPE, Stopping, WithDropout, contents, pictures
 from torch import nn
 
+from small import RECIPE, Stopping, WithDropout, contents, pictures
 from untaint import Recorder, Trajectories, accuracy, evaluate, rng
 from untaint.errors import InputError, RunError, TrainingError
 from untaint.models.build import build

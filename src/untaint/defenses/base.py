@@ -114,6 +114,9 @@ class Detector(Defense):
     def score(self, task: Task) -> Scores:
         """Return how suspicious each row is, higher = more; scoring never decides."""
 
+    def require(self, preset: Preset) -> None:
+        """Raise SpecError if this detector cannot work with a preset; asked before anything is begun."""
+
     @abstractmethod
     def work(self, task: Task) -> list[tuple[int, int]]:
         """Return, for each model to be trained, how many pictures pass through (training, recording)."""

@@ -26,7 +26,7 @@ from untaint.defenses._company import company, neighbours, side_by_side
 from untaint.defenses._distance import distances
 from untaint.defenses.base import Detector, Task
 from untaint.errors import RunError, SpecError
-from untaint.recipe import Recipe
+from untaint.recipe import Preset, Recipe
 from untaint.scores import Scores
 from untaint.training.loop import Watch
 from untaint.trajectories import BLOCK, Observable, Trajectories
@@ -59,6 +59,14 @@ class CrossExamination(Detector):
         if self.neighbours < 1 or self.own < 0:
             raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
 
+    def require(self, preset: Preset) -> None:
+        """Refuse a preset that records only rows trained on."""
+        if preset.record != "eval":
+            raise SpecError(
+                f"record is {preset.record}, but cross-examination asks each watcher about pictures it was not "
+                "trained on. Give record eval, or the detector badloss."
+            )
+
     def work(self, task: Task) -> list[tuple[int, int]]:
         """Return the pictures that pass through two watchers and the witness."""
         total, half = len(task.examples), len(task.examples) // 2
@@ -69,11 +77,6 @@ class CrossExamination(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return own figure and company of every row, from two watchers and a witness."""
-        if task.preset.record != "eval":
-            raise SpecError(
-                f"record is {task.preset.record}, but cross-examination asks each watcher about pictures it was not "
-                "trained on. Give record eval, or the detector badloss."
-            )
         examples = task.examples
         evidence = _Evidence.gather(task, self.neighbours)
         suspicion = first_suspicion(evidence.in_sample, examples.labels, task.probes)

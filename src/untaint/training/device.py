@@ -81,14 +81,18 @@ def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: t
         if where.type == "cuda" and torch.cuda.is_bf16_supported():
             candidates = ["bfloat16"]
     with keyed(where, 0, "trial"):
-        found = [_timed(model, precision, size, where) for precision in candidates]
-    best = found[0]
-    return found[1] if len(found) > 1 and found[1].train < 0.9 * best.train else best
+        best = candidates[0]
+    if len(candidates) > 1:  # a glance on few pictures: the slower one may be ten times as slow
+        quick = [_timed(model, precision, size, where, TRIAL_BATCH // 8).train for precision in candidates]
+        best = candidates[1] if quick[1] < 0.9 * quick[0] else candidates[0]
+    small = sum(weights.numel() for weights in model.parameters()) < SMALL
+    return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8)
 
 
-def _timed(model: nn.Module, precision: Precision, size: tuple[int, int, int], where: torch.device) -> Trial:
+def _timed(
+    model: nn.Module, precision: Precision, size: tuple[int, int, int], where: torch.device, count: int
+) -> Trial:
     copied = copy.deepcopy(model).to(where).train()
-    count = TRIAL_BATCH if sum(weights.numel() for weights in copied.parameters()) < SMALL else TRIAL_BATCH // 8
     images = torch.rand(count, *size, device=where).contiguous(memory_format=torch.channels_last)
     training, evaluation = [], []
     for _ in range(4):  # the first ones set kernels up
