@@ -9,6 +9,7 @@ import untaint as ut
 
 out = sys.argv[1] if len(sys.argv) > 1 else "runs/own-loop"
 generator = np.random.default_rng(0)
+torch.manual_seed(0)
 labels = np.arange(600) % 2
 pictures = (generator.normal(90 + 70 * labels[:, None, None, None], 40, (600, 3, 8, 8))).clip(0, 255)
 shown = labels.copy()

@@ -156,7 +156,7 @@ TIMED = ("machine.json", "summary.json", "report.html")  # these hold seconds
 
 def findings(out: Path) -> dict[str, object]:
     summary = run.read_json(out / "summary.json")
-    for name in ("stages", "clean_model", "next"):
+    for name in ("stages", "clean_model", "next", "hardware"):
         summary.pop(name)
     assert (out / "report.html").stat().st_size > 1000
     return {**contents(out, without=TIMED), "summary": summary}

@@ -37,6 +37,7 @@ def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epoc
     """
     begin = time.monotonic()
     clean, test = load(samples.path(), progress=progress), load(samples.path(), split="test", progress=progress)
+    clean = replace(clean, source="the packaged sample of CIFAR-10")
     if pictures is not None:
         clean, test = _some(clean, pictures), _some(test, pictures)
     probes = rng.choose(0, "probes", clean.rows, PROBES)

@@ -42,10 +42,17 @@ def test_a_message_stays_one_line_whatever_is_in_it(tmp_path: Path) -> None:
     assert r"two\nlines\x1b[31m" in outcome.err
 
 
+def heeding() -> None:
+    """Let Ctrl-C reach the command, also where these tests run in the background of a shell that shields them."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_and_continued(few: Path, few_probes: Path, tmp_path: Path) -> None:
     words = [few, "--probes", few_probes, "--out", tmp_path / "run", "--precision", "float32", "--epochs", 200]
     command = [sys.executable, "-m", "untaint", "scan", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
+    ) as process:
         assert process.stderr is not None
         said = ""
         for line in process.stderr:

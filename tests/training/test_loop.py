@@ -147,7 +147,10 @@ def test_layers_that_draw_at_random_draw_by_the_seed(tmp_path):
     for name, state in (("a", 1), ("b", 2)):
         torch.manual_seed(state)
         before = torch.get_rng_state()
-        fit(examples, replace(RECIPE, precision="auto"), tmp_path / name, seed=3, model=WithDropout)
+        fit(examples, RECIPE, tmp_path / name, seed=3, model=WithDropout)
+        fit(
+            examples, replace(RECIPE, epochs=1, precision="auto"), tmp_path / f"trial-{name}", seed=3, model=WithDropout
+        )
         assert torch.equal(torch.get_rng_state(), before)
     one, two = (contents(tmp_path / name)["model.safetensors"] for name in "ab")
     assert one == two

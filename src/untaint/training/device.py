@@ -82,11 +82,11 @@ def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: t
             candidates = ["bfloat16"]
     with keyed(where, 0, "trial"):
         best = candidates[0]
-    if len(candidates) > 1:  # a glance on few pictures: the slower one may be ten times as slow
-        quick = [_timed(model, precision, size, where, TRIAL_BATCH // 8).train for precision in candidates]
-        best = candidates[1] if quick[1] < 0.9 * quick[0] else candidates[0]
-    small = sum(weights.numel() for weights in model.parameters()) < SMALL
-    return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8)
+        if len(candidates) > 1:  # a glance on few pictures: the slower one may be ten times as slow
+            quick = [_timed(model, precision, size, where, TRIAL_BATCH // 8).train for precision in candidates]
+            best = candidates[1] if quick[1] < 0.9 * quick[0] else candidates[0]
+        small = sum(weights.numel() for weights in model.parameters()) < SMALL
+        return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8)
 
 
 def _timed(
