@@ -59,7 +59,7 @@ def main() -> None:
     whole = [
         "# Results",
         "Made by `python scripts/render_results.py` from `results/*.json`, which `benchmarks/detection.py` writes. AUROC of an attack: its rows "
-        "against clean rows only. TPR at an FPR: over clean rows. One seed each, so differences of a point mean nothing. The methods "
+        "against clean rows only (the probes are among these). TPR at an FPR: over clean rows. One seed each, so differences of a point mean nothing. The methods "
         "were developed while looking at CIFAR-10 under these very attacks.",
         *map(section, found),
     ]

@@ -3,10 +3,11 @@
 Eight layers (He et al., 2016): a 3x3 stem and three residual blocks, the first at full resolution,
 and the mean over the picture. At 32x32 and width 16 it takes 12 million multiplications a picture.
 
-Networks that pool right after the stem are up to 1.8 times as fast and 2 to 3 points more accurate on
-10,000 pictures of CIFAR-10, but they learn faint triggers by heart, picture by picture, instead of
-as a rule: with 100 pictures of a noise blend at 7.5 %, they recognise 10 to 22 % of those that they were
-not trained on, this one 55 %. What a watcher does not learn, it cannot tell of.
+Networks that halve the resolution right after the stem are up to 1.8 times as fast, and some are 2 to
+3 points more accurate on 10,000 pictures of CIFAR-10, but they learn faint triggers by heart, picture by
+picture, instead of as a rule: with 100 pictures of a noise blend at 7.5 %, after 12 epochs, they recognised
+10 to 24 % of those that they were not trained on, this one 55 % (one seed each). What a watcher does not
+learn, it cannot tell of.
 """
 
 from __future__ import annotations
