@@ -16,7 +16,7 @@ def test_the_preset_paper_is_the_papers():
     watch = paper.watch
     assert (watch.model, watch.epochs, watch.horizon, watch.batch) == ("resnet50", 30, 100, 128)
     assert (watch.optimizer, watch.learning_rate, watch.weight_decay) == ("adamw", 1e-3, 1e-4)
-    assert (watch.schedule, watch.augment, watch.normalise, watch.clamp) == ("cosine", "none", False, 100.0)
+    assert (watch.schedule, watch.augment, watch.pixels, watch.clamp) == ("cosine", "none", "plain", 100.0)
     assert paper.record == "eval"
     assert (paper.detector, paper.reject) == ("badloss", "fraction:share=0.4")
     from untaint.defenses.badloss import BaDLoss

@@ -468,10 +468,10 @@ def _machine(
 
 def _announce(task: Task, judge: Detector, found: Trial, retrain: bool) -> None:
     """Say how long what is still to be done will take."""
-    stages = [*zip(judge.stages, judge.work(task), strict=True)]
+    stages = judge.work(task)
     if retrain:
-        stages.append(("model", (len(task.examples) * task.preset.retrain.epochs, 0)))
-    left = [work for stage, work in stages if run.finished(task.scratch / stage) is None]
+        stages.append(("model", len(task.examples) * task.preset.retrain.epochs, 0))
+    left = [work for stage, *work in stages if run.finished(task.scratch / stage) is None]
     seconds = sum(training * found.train + recording * found.evaluate for training, recording in left)
     if len(left) < len(stages):
         task.progress.say(f"{len(stages) - len(left)} of {len(stages)} stages are done already.")

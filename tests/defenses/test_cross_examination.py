@@ -20,11 +20,12 @@ from untaint.defenses.cross_examination import (
 )
 from untaint.errors import RunError, SpecError
 from untaint.progress import Silent
-from untaint.recipe import Preset
+from untaint.recipe import Preset, preset
 from untaint.scores import FalseDiscovery
 from untaint.trajectories import Trajectories
 
-RECIPE = Recipe(epochs=6, batch=50, precision="float32")
+EPOCHS = 6
+RECIPE = replace(preset("fast").watch, epochs=EPOCHS, batch=50, precision="float32")
 
 
 def task(examples, probes, scratch, recipe=RECIPE, **changes) -> Task:
@@ -148,9 +149,9 @@ def test_the_first_suspicion_moves_with_its_rows(tmp_path_factory, seed):
     labels, order = generator.integers(0, 3, 80), generator.permutation(80)
     place = np.argsort(order)
     *_, mask, a, b = folded(tmp_path_factory.mktemp("one"), seed)
-    before = first_suspicion(Folded(a, b, mask), labels, np.arange(30))
+    before = first_suspicion((Folded(a, b, mask), Folded(b, a, mask)), labels, np.arange(30))
     *_, mask, a, b = folded(tmp_path_factory.mktemp("two"), seed, order)
-    after = first_suspicion(Folded(a, b, mask), labels[order], np.sort(place[:30]))
+    after = first_suspicion((Folded(a, b, mask), Folded(b, a, mask)), labels[order], np.sort(place[:30]))
     assert after == pytest.approx(before[order], abs=0.02)  # equal ranks may be dealt otherwise
     assert before.min() >= 0
     assert before.max() <= 1
@@ -206,29 +207,40 @@ def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):
 def test_the_witness_is_trained_on_the_trusted_part_alone_and_each_watcher_on_its_half(found):
     here, *_ = found
     rows = {stage: run.read_json(here.scratch / stage / "model.json")["rows"] for stage in CrossExamination.stages}
-    assert rows == {"watcher-a": 600, "watcher-b": 600, "witness": 600}
-    assert CrossExamination().work(here) == [(3600, 7200), (3600, 7200), (3600, 3600)]
+    assert rows == dict.fromkeys(CrossExamination.stages, 600)
+    watchers = [(stage, 600 * EPOCHS, 1200 * EPOCHS) for stage in CrossExamination.stages[:-1]]
+    assert CrossExamination().work(here) == [*watchers, ("witness", 600 * EPOCHS, 3600)]
+    cards = [run.read_json(here.scratch / stage / "model.json")["recipe"] for stage in CrossExamination.stages]
+    assert [card["pixels"] for card in cards] == ["normalised"] * 2 + ["whitened"] * 2 + ["normalised"]
+
+
+def test_without_the_whitened_view_two_watchers_are_enough(tmp_path):
+    examples, poison = planted(0.08)
+    here = task(examples, probes_of(examples, poison), tmp_path, replace(RECIPE, epochs=2))
+    CrossExamination(whitened=False).score(here)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["watcher-a", "watcher-b", "witness"]
 
 
 def test_the_parts_make_up_the_score(found):
-    _, _, judge, scores, _ = found
+    _, _, judge, scores, verdict = found
     parts = scores.parts
-
-    def scaled(values):
-        centred = values - np.median(values)
-        return centred / np.median(np.abs(centred))
-
-    own = scaled(parts["margin_gap"]) + scaled(parts["loss_gap"])
-    assert scores.values == pytest.approx(parts["company"] + judge.own * own, rel=1e-3, abs=1e-3)
-    reasons = judge.explain(scores, np.flatnonzero(parts["trusted"] == 0)[:50])
-    assert all("models that saw the distrusted part" in reason for reason in reasons)
+    signs = ["distance", "strangeness", "gap"]
+    own = sum(parts[name] for name in signs)
+    near = sum(parts[f"{name} of company"] for name in signs)
+    assert scores.values == pytest.approx(near + judge.own * own, rel=1e-4, abs=1e-4)
+    for name in signs:
+        assert -3 <= parts[name].min() <= parts[name].max() <= 8
+    rejected = np.flatnonzero(verdict.rejected)
+    reasons = judge.explain(scores, rejected)
+    assert len(reasons) == len(rejected)
+    assert all(reason and reason != "no sign is strong, but all point the same way" for reason in reasons[:20])
 
 
 def test_scoring_again_trains_nothing_and_gives_the_same(found):
     here, _, judge, scores, _ = found
     again = judge.score(replace(here, train=False))
     assert np.array_equal(again.values, scores.values)
-    other = CrossExamination(neighbours=5, own=2.0).score(replace(here, train=False))
+    other = CrossExamination(own=2.0).score(replace(here, train=False))
     assert not np.array_equal(other.values, scores.values)
 
 

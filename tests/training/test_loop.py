@@ -177,7 +177,13 @@ def test_a_model_learns(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"optimizer": "adamw", "learning_rate": 0.01}, {"clamp": 0.5}, {"normalise": False}]
+    "changes",
+    [
+        {"optimizer": "adamw", "learning_rate": 0.01},
+        {"clamp": 0.5},
+        {"pixels": "plain"},
+        {"pixels": "whitened", "optimizer": "muon"},
+    ],
 )
 def test_other_recipes_learn_other_weights(tmp_path, changes):
     usual = fit(pictures(), RECIPE, tmp_path / "usual", seed=0)

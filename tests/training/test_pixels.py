@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from untaint import Examples
-from untaint.training.pixels import PixelStore, augmented, draws, moments
+from untaint.training.pixels import PixelStore, augmented, draws, first_layer, whitening
 
 CPU = torch.device("cpu")
 
@@ -113,9 +113,49 @@ def test_pictures_are_gathered_by_row_as_floats():
 
 def test_moments_are_those_of_the_members():
     examples = pictures(40, 3).take(np.arange(0, 40, 2))
-    mean, scale = moments(examples)
+    found = first_layer(examples, whitened=False)
     values = examples.images[::2].astype(np.float64) / 255
-    assert mean == pytest.approx(values.mean(axis=(0, 2, 3)), rel=1e-5)
-    assert scale == pytest.approx(values.std(axis=(0, 2, 3)), rel=1e-4)
+    assert found["mean"] == pytest.approx(values.mean(axis=(0, 2, 3)), rel=1e-5)
+    assert found["scale"] == pytest.approx(values.std(axis=(0, 2, 3)), rel=1e-4)
+    assert "kernel" not in found
     black = Examples.of(np.zeros((4, 1, 8, 8), np.uint8), [0, 1, 0, 1])
-    assert moments(black) == ([0.0], [pytest.approx(1e-3)])
+    assert first_layer(black, whitened=False) == {"mean": [0.0], "scale": [pytest.approx(1e-3)]}
+
+
+def smooth(count: int = 60, channels: int = 3) -> np.ndarray:
+    """Pictures as nature makes them: much of what varies slowly, little of what varies fast."""
+    noise = np.random.default_rng(0).normal(size=(count, channels, 24, 24))
+    across = np.abs(np.fft.fftfreq(24))
+    spectrum = 1 / (0.02 + across[:, None] ** 2 + across[None, :] ** 2)
+    return np.fft.ifft2(np.fft.fft2(noise) * spectrum).real.astype(np.float32)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_whitened_pictures_have_neighbours_that_tell_little_of_each_other(channels):
+    pixels = smooth(channels=channels)
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    kernel = whitening(pixels)
+    assert kernel.shape == (channels, channels, 5, 5)
+    white = torch.nn.functional.conv2d(torch.from_numpy(pixels), kernel).numpy()
+
+    def beside(values: np.ndarray) -> float:
+        return float(np.corrcoef(values[..., 1:].ravel(), values[..., :-1].ravel())[0, 1])
+
+    assert beside(pixels) > 0.6
+    assert abs(beside(white)) < 0.15
+    assert np.square(white).mean() == pytest.approx(1, abs=0.1)
+
+
+def test_a_faint_fast_pattern_is_lifted_by_whitening():
+    """What the filter is for: the ratio of a checkerboard to the pictures grows manifold."""
+    pixels = smooth()
+    pixels = (pixels - pixels.mean()) / pixels.std()
+    board = np.broadcast_to((-1.0) ** np.add.outer(np.arange(24), np.arange(24)), (1, 3, 24, 24)).astype(np.float32)
+    filtered = torch.nn.functional.conv2d(torch.from_numpy(0.05 * board), whitening(pixels)).numpy()
+    assert np.abs(filtered).max() > 4 * 0.05
+
+
+def test_pictures_of_one_colour_are_whitened_without_harm():
+    grey = Examples.of(np.full((6, 3, 8, 8), 90, np.uint8), [0, 1, 0, 1, 0, 1])
+    assert torch.isfinite(first_layer(grey, whitened=True)["kernel"]).all()
+    assert "kernel" not in first_layer(Examples.of(np.zeros((4, 1, 4, 4), np.uint8), [0, 1, 0, 1]), whitened=True)

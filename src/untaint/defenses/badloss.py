@@ -59,7 +59,7 @@ class BaDLoss(Detector):
         )
         return Scores(values=values, name="badloss", parts={"distance": values})
 
-    def work(self, task: Task) -> list[tuple[int, int]]:
+    def work(self, task: Task) -> list[tuple[str, int, int]]:
         """Return the pictures that pass through the one watcher."""
         passes = task.preset.watch.epochs * len(task.examples)
-        return [(passes, passes if task.preset.record == "eval" else 0)]
+        return [("watcher-a", passes, passes if task.preset.record == "eval" else 0)]

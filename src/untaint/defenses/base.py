@@ -103,7 +103,7 @@ class Defense(ABC):
 class Detector(Defense):
     """A defence that scores examples. You write ``score``; deciding and retraining are done here.
 
-    ``stages``: the folders of the models that ``score`` trains, in order. ``fixed``: options that
+    ``stages``: the folders of the models that ``score`` may train, in order. ``fixed``: options that
     what was trained depends on, so that they cannot be changed afterwards.
     """
 
@@ -118,8 +118,8 @@ class Detector(Defense):
         """Raise SpecError if this detector cannot work with a preset; asked before anything is begun."""
 
     @abstractmethod
-    def work(self, task: Task) -> list[tuple[int, int]]:
-        """Return, for each model to be trained, how many pictures pass through (training, recording)."""
+    def work(self, task: Task) -> list[tuple[str, int, int]]:
+        """Return, for each model to be trained, its folder and how many pictures pass through (training, recording)."""
 
     @final
     def decide(self, scores: Scores, task: Task) -> Verdict:

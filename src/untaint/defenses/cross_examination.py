@@ -1,21 +1,26 @@
 """Cross-examination: what only models that saw the distrusted part can explain is suspicious.
 
-1. Two watchers each train on a random half and record every row, so that each row is known
-   in-sample (by the watcher that trained on it) and out of fold (by the other).
-2. The rows whose trajectories are nearest to the probes' are trusted: half of all rows, and at
-   least a fifth of each class.
+1. Watchers each train on a random half and record every row, so that each row is known in-sample
+   (by the watcher that trained on it) and out of fold (by the other). Each half is watched in two
+   views, of the pictures as they are and of whitened ones: a smooth trigger is learned in the
+   first, a faint and fine one in the second.
+2. Two signs need no witness: the row's trajectories are far from the probes', and its features are
+   stranger to the probes than to everybody. Poison comes in company, so that each sign counts again
+   as the median over a row's nearest neighbours of the same label in the watchers' early features.
+   The rows that are least suspicious by all of these are trusted: half of all, and at least a fifth
+   of each class.
 3. A witness is trained on the trusted rows alone.
-4. A row is suspicious as far as its out-of-fold watcher explains its label better than the
-   witness does. A hard or wrongly labelled picture is explained by neither; poison is explained
-   out of fold by the other poison with its trigger, and by the witness not at all.
-5. Poison comes in company: the figure is combined with the median over a row's nearest neighbours
-   of the same label in the watchers' early features.
+4. The third sign: the watchers explain the row's label better than the witness does. A hard or
+   wrongly labelled picture is explained by neither; poison is explained even out of fold, by the
+   other poison with its trigger, and by the witness not at all.
+5. A row's score is the sum over the three signs and their company, each in units of its spread
+   and taken from the view in which it is larger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -24,6 +29,7 @@ from numpy.typing import NDArray
 from untaint import rng, run
 from untaint.defenses._company import company, neighbours, side_by_side
 from untaint.defenses._distance import distances
+from untaint.defenses._strangeness import strangeness
 from untaint.defenses.base import Detector, Task
 from untaint.errors import RunError, SpecError
 from untaint.recipe import Preset, Recipe
@@ -34,24 +40,28 @@ from untaint.trajectories import BLOCK, Observable, Trajectories
 __all__ = ["CrossExamination", "trusted_rows"]
 
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
+COMPANY = " of company"
+LEAST, MOST = -3.0, 8.0  # a sign, in median absolute deviations, counts for no less and no more
 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossExamination(Detector):
-    """How much better an example is explained by a model that saw the distrusted part than by one that did not.
+    """How much better an example is explained by models that saw the distrusted part than by one that did not.
 
     ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
-    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
-    own figure beside its company's.
+    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight
+    of a row's own signs beside its company's. ``whitened``: each half is
+    watched a second time, in whitened pictures (a network of your own always sees them as they are).
     """
 
     trusted: float = 0.5
     floor: float = 0.2
     neighbours: int = 10
-    own: float = 0.5
+    own: float = 1.0
+    whitened: bool = True
 
-    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "witness")
-    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor")
+    stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
+    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened")
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.trusted < 1:
@@ -67,26 +77,48 @@ class CrossExamination(Detector):
                 "trained on. Give record eval, or the detector badloss."
             )
 
-    def work(self, task: Task) -> list[tuple[int, int]]:
-        """Return the pictures that pass through two watchers and the witness."""
+    def views(self, task: Task) -> dict[str, Recipe]:
+        """Return the recipe of each view's watchers, by the name of its stages."""
+        recipe = task.preset.watch
+        if not self.whitened or task.model is not None or recipe.pixels == "whitened":
+            return {"watcher": recipe}
+        return {"watcher": recipe, "whitened": replace(recipe, pixels="whitened")}
+
+    def work(self, task: Task) -> list[tuple[str, int, int]]:
+        """Return the pictures that pass through the watchers and the witness."""
         total, half = len(task.examples), len(task.examples) // 2
-        epochs, testimony = task.preset.watch.epochs, task.preset.witness.epochs
-        watcher = (half * epochs, total * epochs)
+        testimony = task.preset.witness.epochs
+        watchers = [
+            (f"{name}-{half_name}", half * recipe.epochs, total * recipe.epochs)
+            for name, recipe in self.views(task).items()
+            for half_name in "ab"
+        ]
         witness = (round(total * self.trusted) * testimony, total * min(TESTIMONY, testimony))
-        return [watcher, watcher, witness]
+        return [*watchers, ("witness", *witness)]
 
     def score(self, task: Task) -> Scores:
-        """Return own figure and company of every row, from two watchers and a witness."""
+        """Return the sum of the signs of every row, from two or four watchers and a witness."""
         examples = task.examples
-        evidence = _Evidence.gather(task, self.neighbours)
-        suspicion = first_suspicion(evidence.in_sample, examples.labels, task.probes)
+        views = [_View.gather(task, name, recipe, self.neighbours) for name, recipe in self.views(task).items()]
+        signs = {
+            "distance": [view.distance for view in views],
+            "strangeness": [view.strangeness for view in views],
+        }
+        signs |= _companies(signs, views)
+        suspicion = _ranked(*(_largest([_ranked(values) for values in sign]) for sign in signs.values()))
         trusted = self._trust(task, suspicion)
-        parts = evidence.against(self._witness(task, trusted))
-        own = parts.pop("own")
+        witness = self._witness(task, trusted)
+        gaps = [view.gap(witness) for view in views]
+        own = {"gap": [gap.own for gap in gaps]}
+        signs |= own | _companies(own, views)
+        parts = {name: _largest([_bounded(values) for values in sign]) for name, sign in signs.items()}
+        values = np.zeros(examples.total, dtype=np.float32)
+        for name, figures in parts.items():
+            values += figures if name.endswith(COMPANY) else np.float32(self.own) * figures
         is_trusted = np.zeros(examples.total, dtype=np.float32)
         is_trusted[trusted] = 1
-        values = parts["company"] + np.float32(self.own) * own
-        parts = {**parts, "suspicion": suspicion, "trusted": is_trusted}
+        margin = _largest([gap.margin for gap in gaps])
+        parts = {**parts, "margin_gap": margin, "suspicion": suspicion, "trusted": is_trusted}
         return Scores(values=values, name="cross-examination", parts=parts)
 
     def _witness(self, task: Task, trusted: NDArray[np.int64]) -> Trajectories:
@@ -110,15 +142,21 @@ class CrossExamination(Detector):
         return trusted
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
-        """Return for each row which witnesses speak against it."""
-        own, near = scores.parts["margin_gap"][rows], scores.parts["company"][rows]
-        return [
-            f"models that saw the distrusted part explain its label better than the witness, by a margin of {gap:.1f}"
-            + ("; so do they for the pictures most like it" if company > 2 else "")
-            if gap > 0
-            else "the pictures most like it are explained only by models that saw the distrusted part"
-            for gap, company in zip(own, near, strict=True)
-        ]
+        """Return for each row which signs speak against it, the strongest first."""
+        parts = scores.parts
+        own = np.stack([parts[name][rows] for name in _SAYS])
+        near = np.stack([parts[name + COMPANY][rows] for name in _SAYS])
+        margins = parts["margin_gap"][rows]
+        said = []
+        for mine, theirs, margin in zip(own.T, near.T, margins, strict=True):
+            order = [index for index in np.argsort(-mine, kind="stable") if mine[index] > PLAIN]
+            words = [list(_SAYS.values())[index].format(margin=margin) for index in order]
+            if theirs.max() > PLAIN:
+                words.append(
+                    "so it is with the pictures most like it" if words else "the pictures most like it stand out"
+                )
+            said.append("; ".join(words) or "no sign is strong, but all point the same way")
+        return said
 
     def limits(self) -> list[str]:
         """Return what cross-examination cannot tell."""
@@ -130,26 +168,61 @@ class CrossExamination(Detector):
         ]
 
 
+PLAIN = 2.0  # a sign of so many deviations is worth a word
+_SAYS = {
+    "gap": "models that saw the distrusted part explain its label better than the witness (margin {margin:+.1f})",
+    "strangeness": "its features are strange to the probes",
+    "distance": "it was learned unlike the probes",
+}
+
+
+def _largest(figures: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Return each row's largest figure."""
+    return np.asarray(np.maximum.reduce(figures))
+
+
+def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return values in units of their spread, none of which can outvote all others."""
+    return np.clip(_scaled(values), LEAST, MOST)
+
+
+def _companies(signs: dict[str, list[NDArray[np.float32]]], views: list[_View]) -> dict[str, list[NDArray[np.float32]]]:
+    """Return each sign's medians over the company that a row keeps in each view."""
+    return {
+        name + COMPANY: [view.company(values) for view, values in zip(views, sign, strict=True)]
+        for name, sign in signs.items()
+    }
+
+
 @dataclass(frozen=True)
-class _Evidence:
-    """What the two watchers know, and who keeps company with whom."""
+class _Gap:
+    """How much better watchers explain each row than the witness does: ``own`` in all, ``margin`` out of fold."""
+
+    own: NDArray[np.float32]
+    margin: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _View:
+    """One way to look at the pictures: what its two watchers know, and who keeps company with whom."""
 
     in_sample: Folded
     out_of_fold: Folded
-    company: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per class: its rows, and their neighbours
+    near: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per class: its rows, and their neighbours
+    distance: NDArray[np.float32]
+    strangeness: NDArray[np.float32]
 
     @classmethod
-    def gather(cls, task: Task, count: int) -> _Evidence:
-        """Train the watchers and find each row's neighbours."""
+    def gather(cls, task: Task, name: str, recipe: Recipe, count: int) -> _View:
+        """Train the watchers, find each row's neighbours, and measure what needs no witness."""
         rows, labels = task.examples.rows, task.examples.labels
         first = np.zeros(task.examples.total, dtype=bool)
         first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True
-        watch = Watch(rows=rows, features=early_epochs(task.preset.watch))
+        watch = Watch(rows=rows, features=early_epochs(recipe))
+        said = "" if name == "watcher" else f", {name}"
         folders = [
-            task.fit(
-                f"watcher-{name}", task.preset.watch, rows[half[rows]], watch=watch, what=f"watch, half {name.upper()}"
-            )
-            for name, half in (("a", first), ("b", ~first))
+            task.fit(f"{name}-{half}", recipe, rows[own[rows]], watch=watch, what=f"watch half {half.upper()}{said}")
+            for half, own in (("a", first), ("b", ~first))
         ]
         a, b = (Trajectories(folder / "trajectories") for folder in folders)
         files = [path for folder in folders for path in sorted((folder / "features").glob("*.npy"))]
@@ -158,25 +231,25 @@ class _Evidence:
             members = rows[labels[rows] == label]
             if files and len(members) > 1:
                 near.append((members, neighbours(side_by_side(files, members), members, count)))
-        return cls(Folded(a, b, first), Folded(b, a, first), near)
+        inside, outside = Folded(a, b, first), Folded(b, a, first)
+        far = first_suspicion((inside, outside), labels, task.probes)
+        return cls(inside, outside, near, far, strangeness(files, labels, rows, task.probes))
 
-    def against(self, witness: Trajectories) -> dict[str, NDArray[np.float32]]:
-        """Return how much better the watchers explain each row than a witness does, and what its company says.
+    def company(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the median over each row's neighbours (its own value if it has none)."""
+        around = values.copy()
+        for members, near in self.near:
+            around[members] = company(values, near, members)
+        return around
 
-        ``margin_gap`` and ``loss_gap``: out of fold; ``in_sample_gap``: margin, by the watcher that
-        trained on it; ``own``: margin and loss gap, each over its spread; ``company``: the
-        neighbours' median of that.
-        """
-        testimony = _mean(witness, "margin")
-        gaps = {
-            "margin_gap": _mean(self.out_of_fold, "margin") - testimony,
-            "loss_gap": _mean(witness, "log-ce") - _mean(self.out_of_fold, "log-ce"),
-        }
-        own = _scaled(gaps["margin_gap"]) + _scaled(gaps["loss_gap"])
-        around = own.copy()
-        for members, near in self.company:
-            around[members] = company(own, near, members)
-        return {**gaps, "in_sample_gap": _mean(self.in_sample, "margin") - testimony, "own": own, "company": around}
+    def gap(self, witness: Trajectories) -> _Gap:
+        """Compare margin and log loss of the row's two watchers with the witness's."""
+        margin, loss = _mean(witness, "margin"), _mean(witness, "log-ce")
+        own = np.zeros(len(margin), dtype=np.float32)
+        for watcher in (self.in_sample, self.out_of_fold):
+            margin_gap = _mean(watcher, "margin") - margin
+            own += _scaled(margin_gap) + _scaled(loss - _mean(watcher, "log-ce"))
+        return _Gap(own, margin_gap)
 
 
 @dataclass(frozen=True)
@@ -218,11 +291,14 @@ def early_epochs(recipe: Recipe) -> tuple[int, ...]:
     return tuple(sorted({min(recipe.epochs - 1, round(recipe.epochs * part / 6)) for part in (1, 2, 3, 4)}))
 
 
-def first_suspicion(trajectories: Folded, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Return the mean rank of the plain and the class-centred margin distance to the probes."""
+def first_suspicion(
+    trajectories: Sequence[Folded], labels: NDArray[np.int64], probes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the mean rank of the plain and the class-centred margin distances to the probes."""
     return _ranked(
         *(
-            distances(trajectories, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
+            distances(seen, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
+            for seen in trajectories
             for centre in ("none", "class")
         )
     )

@@ -19,19 +19,27 @@ SMALL = 64  # pictures up to this size get a stem that does not throw resolution
 
 
 class Pixels(nn.Module):
-    """First layer: centres and scales the channels of pictures in [0, 1]; makes grey ones three-channel."""
+    """First layer: centres, scales and perhaps filters pictures in [0, 1]; makes grey ones three-channel.
+
+    ``kernel``: float (channels, channels, side, side), a fixed convolution (borders are reflected).
+    """
 
     mean: Tensor
     scale: Tensor
+    kernel: Tensor | None
 
-    def __init__(self, mean: list[float], scale: list[float]) -> None:
+    def __init__(self, mean: list[float], scale: list[float], kernel: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("scale", torch.tensor(scale).view(1, -1, 1, 1))
+        self.register_buffer("kernel", kernel)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return float pictures (batch, 3, height, width)."""
         images = (images - self.mean) / self.scale
+        if self.kernel is not None:
+            border = self.kernel.shape[-1] // 2
+            images = nn.functional.conv2d(nn.functional.pad(images, [border] * 4, mode="reflect"), self.kernel)
         return images if images.shape[1] == 3 else images.expand(-1, 3, -1, -1)
 
 
@@ -56,17 +64,18 @@ def build(
     seed: int = 0,
     mean: list[float] | None = None,
     scale: list[float] | None = None,
+    kernel: Tensor | None = None,
 ) -> nn.Module:
     """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
 
-    ``mean`` and ``scale`` (one per channel) go into its first layer; without them pixels stay as
-    they are. The weights depend on the seed alone; the caller's generator is left untouched.
+    ``mean`` and ``scale`` (one per channel) and ``kernel`` (a fixed filter) go into its first layer;
+    without them pixels stay as they are. The weights depend on the seed alone; the caller's generator is left untouched.
     """
     channels = size[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "weights"))
         network = _network(name, classes, min(size[1:]))
-    return nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels), network)
+    return nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
 
 
 def _network(name: str, classes: int, size: int) -> nn.Module:

@@ -15,7 +15,14 @@ __all__ = ["band", "watchers"]
 
 EPOCHS = 60  # at most this many are drawn, evenly spaced
 
-_NAMES = {"watcher-a": "Watcher A", "watcher-b": "Watcher B", "witness": "Witness", ".": "Your training"}
+_NAMES = {
+    "watcher-a": "Watcher A",
+    "watcher-b": "Watcher B",
+    "whitened-a": "Watcher A, whitened",
+    "whitened-b": "Watcher B, whitened",
+    "witness": "Witness",
+    ".": "Your training",
+}
 
 
 def band(margins: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -115,7 +115,8 @@ def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:
             raise InputError(
                 f"{folder} holds weights of an architecture of your own. Give it: load_model(path, model=YourModule())."
             )
-        model = build(card["model"], len(card["class_names"]), tuple(card["size"]))
+        kernel = tensors.get("0.kernel")
+        model = build(card["model"], len(card["class_names"]), tuple(card["size"]), kernel=kernel)
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

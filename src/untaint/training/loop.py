@@ -25,7 +25,8 @@ from untaint.recipe import Recipe
 from untaint.recorder import Recorder
 from untaint.training import checkpoint
 from untaint.training.device import autocast, device, keyed, trial
-from untaint.training.pixels import PixelStore, augmented, draws, moments
+from untaint.training.muon import Muon
+from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 
 __all__ = ["Watch", "fit", "predict"]
 
@@ -106,8 +107,8 @@ class _Training:
             with keyed(torch.device("cpu"), seed, "weights"):
                 network = model()
         else:
-            mean, scale = moments(examples) if recipe.normalise else (None, None)
-            network = build(recipe.model, len(examples.class_names), self.size, seed=seed, mean=mean, scale=scale)
+            first = {} if recipe.pixels == "plain" else first_layer(examples, whitened=recipe.pixels == "whitened")
+            network = build(recipe.model, len(examples.class_names), self.size, seed=seed, **first)
         self.model = network.to(self.where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.epoch = 0
 
@@ -239,6 +240,10 @@ class _Training:
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+    if recipe.optimizer == "muon":
+        weights = [weight for weight in model.parameters() if weight.dim() == 4]
+        others = [weight for weight in model.parameters() if weight.dim() != 4]
+        return Muon(weights, others, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     return torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,

@@ -13,18 +13,46 @@ from untaint import rng
 from untaint.examples import Examples
 from untaint.recipe import Augment
 
-__all__ = ["PixelStore", "moments"]
+__all__ = ["PixelStore", "first_layer", "whitening"]
 
 PAD = 4 / 32  # share of the side by which a crop may be shifted (4 of 32 pixels)
+MOST = 5_000  # pictures looked at for moments
+PATCH = 5  # side of the patches that are whitened
+PATCHES = 200_000  # how many of them are looked at
+FAINT = 1e-2  # variance added in every direction: what is fainter (a tenth of a pixel's spread) is not lifted further
 SCALE = (0.8, 1.0)  # share of the area that a resized crop keeps
 
 
-def moments(examples: Examples, most: int = 5_000) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation per channel, in [0, 1], over evenly spread members."""
-    rows = examples.rows[:: max(1, len(examples) // most)]
+def first_layer(examples: Examples, *, whitened: bool) -> dict[str, Any]:
+    """Return ``mean`` and ``scale`` per channel, in [0, 1], over evenly spread members, and perhaps a whitening ``kernel``."""
+    rows = examples.rows[:: max(1, len(examples) // MOST)]
     pixels = examples.images[rows].astype(np.float32) / 255
+    mean = pixels.mean(axis=(0, 2, 3))
     scale = np.maximum(pixels.std(axis=(0, 2, 3)), 1e-3)
-    return pixels.mean(axis=(0, 2, 3)).astype(float).tolist(), scale.astype(float).tolist()
+    facts: dict[str, Any] = {"mean": mean.astype(float).tolist(), "scale": scale.astype(float).tolist()}
+    if whitened and min(pixels.shape[2:]) >= PATCH:
+        facts["kernel"] = whitening((pixels - mean[:, None, None]) / scale[:, None, None])
+    return facts
+
+
+def whitening(pixels: NDArray[np.float32]) -> Tensor:
+    """Return the filter after which neighbouring pixels of such pictures are nearly uncorrelated.
+
+    ``pixels``: float (pictures, channels, height, width), centred. Float32 (channels, channels, 5, 5):
+    the middle rows of the symmetric (ZCA) whitening of 5x5 patches, with outputs of mean square one.
+    """
+    channels = pixels.shape[1]
+    windows = np.lib.stride_tricks.sliding_window_view(pixels, (PATCH, PATCH), axis=(2, 3))
+    apart = max(2, pixels.shape[2] // 16)
+    patches = windows[:, :, ::apart, ::apart].transpose(0, 2, 3, 1, 4, 5).reshape(-1, channels * PATCH * PATCH)
+    patches = patches[:: max(1, len(patches) // PATCHES)].astype(np.float64)
+    covariance = patches.T @ patches / len(patches)
+    values, directions = np.linalg.eigh(covariance)
+    symmetric = (directions / np.sqrt(np.maximum(values, 0) + FAINT)) @ directions.T
+    middle = symmetric.reshape(channels, PATCH, PATCH, -1)[:, PATCH // 2, PATCH // 2]
+    middle /= max(float(np.sqrt(np.einsum("ci,ij,cj->c", middle, covariance, middle).mean())), 1e-6)
+    kernel = middle.reshape(channels, channels, PATCH, PATCH).astype(np.float32)
+    return torch.from_numpy(kernel).contiguous(memory_format=torch.channels_last)
 
 
 class PixelStore:

@@ -1,0 +1,105 @@
+"""How strange an example's features are to the probes, compared with how strange they are to everybody.
+
+Two squared Mahalanobis distances to what is usual for the example's label, one by the mean and the
+spread of the probes, one by those of all examples. A direction of the features along which many
+examples differ and no probe does, as a trigger makes it, is wide for everybody and narrow for the
+probes; the logarithm of the ratio is large there. A hard clean picture is strange to both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint import run
+
+__all__ = ["strangeness"]
+
+SHRINK = 0.1  # share of the mean variance that is added in every direction
+PRIOR = 3.0  # a class's mean over all examples counts as so many probes
+BLOCK = 16_384
+
+
+def strangeness(
+    files: Sequence[Path], labels: NDArray[np.int64], rows: NDArray[np.int64], probes: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Return the mean log ratio over several files of features: float32 (rows of the file,), nan outside ``rows``.
+
+    ``files``: float arrays (rows, dims), one per model and epoch. A probe is compared with the others
+    alone.
+    """
+    total = np.zeros(len(labels))
+    for path in files:
+        features = run.load_array(path)
+        everybody = _Usual.of(features, labels, rows)
+        probed = _Usual.of(features, labels, probes, everybody.means)
+        for part in _parts(rows):
+            near, usual = probed.squared(features, labels, part), everybody.squared(features, labels, part)
+            mine = np.isin(part, probes)
+            near[mine] = probed.without(near[mine], labels[part[mine]])
+            total[part] += np.log(np.maximum(near, 1e-12) / np.maximum(usual, 1e-12))
+    result = np.full(len(labels), np.nan, dtype=np.float32)
+    result[rows] = total[rows] / max(1, len(files))
+    return result
+
+
+def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    return (rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK))
+
+
+@dataclass(frozen=True)
+class _Usual:
+    """What is usual for each label among some members: means (labels, dims), and one spread within labels."""
+
+    means: NDArray[np.float64]
+    inverse: NDArray[np.float64]  # of the shrunk covariance (dims, dims)
+    counts: NDArray[np.float64]  # members per label, the prior included
+    members: int
+
+    @classmethod
+    def of(
+        cls,
+        features: NDArray[np.float16],
+        labels: NDArray[np.int64],
+        members: NDArray[np.int64],
+        prior: NDArray[np.float64] | None = None,
+    ) -> _Usual:
+        """Measure some members; with ``prior`` (labels, dims) every mean is drawn towards it."""
+        classes, dims = int(labels.max()) + 1, features.shape[1]
+        weight = 0.0 if prior is None else PRIOR
+        sums = np.zeros((classes, dims)) if prior is None else weight * prior
+        counts = np.full(classes, weight)
+        for part in _parts(members):
+            order = np.argsort(labels[part], kind="stable")
+            present, starts = np.unique(labels[part][order], return_index=True)
+            sums[present] += np.add.reduceat(features[part[order]].astype(np.float64), starts)
+            counts += np.bincount(labels[part], minlength=classes)
+        means = sums / np.maximum(counts, 1)[:, None]
+        scatter = np.zeros((dims, dims))
+        for part in _parts(members):
+            residual: NDArray[np.float64] = features[part].astype(np.float64) - means[labels[part]]
+            scatter += residual.T @ residual
+        covariance = scatter / max(1, len(members))
+        covariance[np.diag_indices(dims)] += SHRINK * float(np.trace(covariance)) / dims + 1e-9
+        return cls(means, np.asarray(np.linalg.inv(covariance)), counts, len(members))
+
+    def squared(
+        self, features: NDArray[np.float16], labels: NDArray[np.int64], rows: NDArray[np.int64]
+    ) -> NDArray[np.float64]:
+        """Return the squared distance of some rows from what is usual for their labels."""
+        residual = features[rows].astype(np.float64) - self.means[labels[rows]]
+        return np.asarray(np.einsum("rd,rd->r", residual @ self.inverse, residual))
+
+    def without(self, squared: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the squared distances of members as they would be had each not been measured itself.
+
+        Sherman and Morrison's formula for the spread, and the mean moved away; what shrinks the
+        spread stays as it was.
+        """
+        share = self.counts[labels] / np.maximum(self.counts[labels] - 1, 1e-6)
+        left = squared / np.maximum(1 - squared / self.members, 1e-6)
+        return np.asarray(left * share**2 * (self.members - 1) / self.members)

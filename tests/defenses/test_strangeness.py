@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from untaint import run
+from untaint.defenses._strangeness import PRIOR, SHRINK, strangeness
+
+
+def slowly(features, labels, rows, probes):
+    """One row at a time; a probe is left out of what the probes are."""
+
+    def usual(members, prior):
+        classes, dims = labels.max() + 1, features.shape[1]
+        means = np.zeros((classes, dims))
+        for label in range(classes):
+            own = [features[m] for m in members if labels[m] == label]
+            weight = 0 if prior is None else PRIOR
+            sums = np.sum(own, axis=0) if own else np.zeros(dims)
+            means[label] = (sums + (0 if prior is None else weight * prior[label])) / max(1, len(own) + weight)
+        residuals = np.stack([features[m] - means[labels[m]] for m in members])
+        spread = residuals.T @ residuals / len(members)
+        return means, spread + SHRINK * np.trace(spread) / dims * np.eye(dims)
+
+    everybody = usual(rows, None)
+    values = np.full(len(labels), np.nan)
+    for row in rows:
+        means, spread = usual([p for p in probes if p != row], everybody[0])
+        far = [
+            residual @ np.linalg.inv(covariance) @ residual
+            for residual, covariance in (
+                (features[row] - means[labels[row]], spread),
+                (features[row] - everybody[0][labels[row]], everybody[1]),
+            )
+        ]
+        values[row] = np.log(far[0] / far[1])
+    return values
+
+
+@given(seed=st.integers(0, 2**31), probes=st.integers(40, 90))
+@settings(max_examples=10, deadline=None)
+def test_it_is_the_slow_figure(tmp_path_factory, seed, probes):
+    folder = tmp_path_factory.mktemp("features")
+    generator = np.random.default_rng(seed)
+    features = generator.normal(size=(200, 5)) * generator.uniform(0.5, 2, 5)
+    labels = generator.integers(0, 3, 200)
+    rows = np.sort(generator.choice(200, 180, replace=False))
+    chosen = np.sort(generator.choice(rows, probes, replace=False))
+    run.save_array(folder / "a.npy", features)
+    found = strangeness([folder / "a.npy"], labels, rows, chosen)
+    expected = slowly(features, labels, rows, chosen)
+    others = np.setdiff1d(rows, chosen)
+    assert found[others] == pytest.approx(expected[others], rel=1e-4, abs=1e-4)
+    assert found[chosen] == pytest.approx(expected[chosen], abs=0.1)  # the shrinking is not done anew
+    assert np.isnan(np.delete(found, rows)).all()
+
+
+def test_what_many_do_and_no_probe_does_is_strange(tmp_path):
+    """A direction that a tenth of the rows take stands out, a wide but common one does not."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(2000, 8)) * np.r_[5, np.ones(7)]
+    features[:200, 3] += 6
+    run.save_array(tmp_path / "a.npy", features.astype(np.float16))
+    labels, probes = np.zeros(2000, dtype=np.int64), np.arange(500, 750)
+    found = strangeness([tmp_path / "a.npy"], labels, np.arange(2000), probes)
+    assert np.median(found[:200]) > np.quantile(found[200:], 0.99)
+    assert abs(np.median(found[probes]) - np.median(found[750:])) < 0.1  # probes are not familiar to themselves
+
+
+def test_labels_without_a_probe_and_no_features_are_answered(tmp_path):
+    generator = np.random.default_rng(0)
+    run.save_array(tmp_path / "a.npy", generator.normal(size=(90, 4)).astype(np.float16))
+    labels = np.repeat([0, 1, 2], 30)
+    assert np.isfinite(strangeness([tmp_path / "a.npy"], labels, np.arange(90), np.arange(40))).all()
+    assert (strangeness([], labels, np.arange(90), np.arange(40)) == 0).all()
