@@ -24,7 +24,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = ("demo", "--model", "--preset")  # what takes long is only parsed
-IN_A_RUN = ("airplane/", "watcher-a/", "watcher-b/", "first-witness/", "witness/", "model/")
+IN_A_RUN = ("airplane/", "watcher-a/", "watcher-b/", "whitened-a/", "whitened-b/", "witness/", "model/")
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -231,7 +231,8 @@ def test_the_options_tables_give_the_defaults() -> None:
     assert f"| `k` | {BaDLoss().k};" in page
     own = CrossExamination()
     assert f"| `trusted`, `floor` | {own.trusted}, {own.floor} |" in page
-    assert f"| `neighbours`, `own` | {own.neighbours}, {own.own} |" in page
+    assert f"| `neighbours`, `whitened` | {own.neighbours}, {own.whitened} |" in page
+    assert f"| `own` | {own.own} |" in page
     for rule in ("fraction", "gap", "false-discovery"):
         from untaint.scores import RULES, parse_rule
 

@@ -77,11 +77,13 @@ def test_probes_are_not_rejected(scanned):
 
 def test_the_run_holds_what_the_design_says(scanned):
     there = set(contents(scanned.run))
-    stages = ("watcher-a", "watcher-b", "witness", "model")
+    stages = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness", "model")
     assert {f"{stage}/{name}" for stage in stages for name in ("model.safetensors", "model.json", "done.json")} <= there
     assert {"scores.parquet", "kept.txt", "rejected.txt", "unreadable.txt", "settings.json", "report.html"} <= there
     assert not [name for name in there if name.endswith(".part") or "checkpoint" in name or "state.json" in name]
     summary = run.read_json(scanned.run / "summary.json")
+    assert [entry["name"] for entry in summary["stages"]] == list(stages)
+    assert all(entry["seconds"] >= 0 for entry in summary["stages"])
     assert summary["counts"] == {"scored": 90, "rejected": 18, "kept": 72, "probes": len(PROBES)}
     assert {"python", "torch", "untaint"} <= set(summary["versions"])
     assert [entry["rows"] for entry in summary["per_class"]] == [30, 30, 30]

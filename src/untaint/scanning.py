@@ -12,8 +12,7 @@ import hashlib
 import platform
 import shutil
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -38,7 +37,7 @@ from untaint.scores import KeepPerClass, Rule, Scores, Verdict, parse_rule, rule
 from untaint.sources import load
 from untaint.training.checkpoint import load_model
 from untaint.training.device import Trial, device, hardware, keyed, trial
-from untaint.training.loop import fit
+from untaint.training.loop import fit, seconds_of
 from untaint.trajectories import Trajectories
 
 __all__ = ["Result", "scan", "score", "suggest_probes", "train", "with_probes"]
@@ -165,16 +164,12 @@ def scan(
             where=place,
         )
         _announce(task, judge, found, retrain)
-        clock = _Clock()
-        return _conclude(task, judge, judge.score(task), clock, marks, retrain)
+        return _conclude(task, judge, judge.score(task), marks, retrain)
 
 
-def _conclude(
-    task: Task, judge: Detector, scores: Scores, clock: _Clock, marks: str | Path | None, retrain: bool
-) -> Result:
+def _conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | None, retrain: bool) -> Result:
     """Decide, write what was found, and train on what is kept."""
     verdict = obey(judge.decide(scores, task), Path(marks) if marks else None, task)
-    clock.lap("watch and score")
     facts: dict[str, Any] = {
         "preset": task.preset.name,
         "clean_model": None,
@@ -187,7 +182,7 @@ def _conclude(
         examples=task.examples,
         scores=scores,
         verdict=verdict,
-        summary=write_findings(task, judge, scores, verdict, {**facts, "stages": clock.laps}),
+        summary=write_findings(task, judge, scores, verdict, {**facts, "stages": _timings(task.scratch, judge.stages)}),
         outside=task.outside,
     )
     if retrain and len(result.kept) < 2:
@@ -198,9 +193,10 @@ def _conclude(
     if retrain:
         _refuse_stale_model(task, result.rejected)
         judge.retrain(task, result.rejected)
-        clock.lap("train the clean model")
         facts["clean_model"] = {"kept_rows": len(result.kept), "folder": str(task.scratch / "model")}
-        summary = write_findings(task, judge, scores, verdict, {**facts, "stages": clock.laps})
+        summary = write_findings(
+            task, judge, scores, verdict, {**facts, "stages": _timings(task.scratch, [*judge.stages, "model"])}
+        )
         result = replace(result, summary=summary)
     result.report()
     return result
@@ -276,8 +272,7 @@ def score(
         train=False,
     )
     with run.RunDirectory(path, before):  # nobody else may be writing there
-        clock = _Clock()
-        return _conclude(task, judge, judge.score(task), clock, marks, retrain=False)
+        return _conclude(task, judge, judge.score(task), marks, retrain=False)
 
 
 def _score_recording(
@@ -311,9 +306,8 @@ def _score_recording(
     task = Task(
         examples=known, probes=rows, preset=preset("fast"), rule=rule, scratch=path, seed=0, progress=told, train=False
     )
-    clock = _Clock()
     scores = judge.compare(Trajectories(path / "trajectories"), labels, rows)
-    return _conclude(task, judge, scores, clock, marks, retrain=False)
+    return _conclude(task, judge, scores, marks, retrain=False)
 
 
 def train(
@@ -422,17 +416,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-class _Clock:
-    """Seconds per stage, in the order of their end."""
-
-    def __init__(self) -> None:
-        self.laps: list[dict[str, Any]] = []
-        self._last = time.monotonic()
-
-    def lap(self, name: str) -> None:
-        now = time.monotonic()
-        self.laps = [*self.laps, {"name": name, "seconds": round(now - self._last, 1)}]
-        self._last = now
+def _timings(folder: Path, stages: Sequence[str]) -> list[dict[str, Any]]:
+    """Return seconds per model that was trained, over all the calls that it took."""
+    seconds = {stage: seconds_of(folder / stage) for stage in stages}
+    return [{"name": stage, "seconds": round(taken, 1)} for stage, taken in seconds.items() if taken]
 
 
 def _preset(given: str | Preset) -> Preset:

@@ -123,7 +123,7 @@ def test_one_watcher_trained_on_everything_is_compared(tmp_path, record):
     scores = judge.score(here)
     again = judge.compare(Trajectories(tmp_path / "watcher-a" / "trajectories"), here.examples.labels, here.probes)
     assert np.array_equal(scores.values, again.values)
-    assert judge.work(here) == [(240, 240 if record == "eval" else 0)]
+    assert judge.work(here) == [("watcher-a", 240, 240 if record == "eval" else 0)]
     assert [path.name for path in tmp_path.iterdir()] == list(judge.stages)
 
 

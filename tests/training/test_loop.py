@@ -12,7 +12,7 @@ from untaint import Recorder, Trajectories, accuracy, evaluate, rng
 from untaint.errors import InputError, RunError, TrainingError
 from untaint.models.build import build
 from untaint.training.loop import Watch, _Training, fit, predict
-from untaint.training.pixels import moments
+from untaint.training.pixels import first_layer
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -56,8 +56,8 @@ def test_epochs_are_shuffled_anew(tmp_path):
 
 def plain_loop(examples, recipe, out, seed, when, rows):
     """What fit does, as somebody would write it with PyTorch alone and a Recorder."""
-    mean, scale = moments(examples)
-    model = build(recipe.model, 3, (3, 8, 8), seed=seed, mean=mean, scale=scale)
+    first = first_layer(examples, whitened=False)
+    model = build(recipe.model, 3, (3, 8, 8), seed=seed, **first)
     model = model.to(memory_format=torch.channels_last)  # sums in the same order, so that no bit differs
     images, labels = torch.from_numpy(examples.images).float() / 255, torch.from_numpy(examples.labels)
     optimizer = torch.optim.SGD(
@@ -200,7 +200,14 @@ def test_bfloat16_is_near_float32(tmp_path):
 # --- interrupted
 
 
-@pytest.mark.parametrize("recipe", [RECIPE, replace(RECIPE, optimizer="adamw", augment="crop-flip", schedule="cosine")])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        replace(RECIPE, optimizer="adamw", augment="crop-flip", schedule="cosine"),
+        replace(RECIPE, optimizer="muon", learning_rate=0.05, pixels="whitened"),
+    ],
+)
 @pytest.mark.parametrize("after", [1, 3, 5, 9, 14])
 def test_training_that_was_interrupted_ends_with_the_same_bits(tmp_path, recipe, after):
     """Ctrl-C in the first epoch, in the recording pass, in later epochs; with the momentum of both optimizers."""

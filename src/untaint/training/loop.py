@@ -6,6 +6,7 @@ the same bits as one that was not (same machine and thread count).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +29,10 @@ from untaint.training.device import autocast, device, keyed, trial
 from untaint.training.muon import Muon
 from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 
-__all__ = ["Watch", "fit", "predict"]
+__all__ = ["Watch", "fit", "predict", "seconds_of"]
 
 EVAL_BATCH = 500
+SECONDS = "seconds.json"  # how long training has taken so far, over all calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +152,7 @@ class _Training:
 
     def one_epoch(self, step: Step) -> None:
         """Train one epoch, record it, and leave a checkpoint."""
+        begin = time.monotonic()
         self.model.train()
         recording = (
             self.recorder if self.watch and self.watch.when == "train" and self.watch.wants(self.epoch) else None
@@ -183,6 +186,7 @@ class _Training:
             self._note(self.recorder.end_epoch())
         self.epoch += 1
         self._save()
+        run.write_json(self.out / SECONDS, {"seconds": seconds_of(self.out) + time.monotonic() - begin})
 
     def _check(self, loss: float) -> None:
         if not np.isfinite(loss):
@@ -214,7 +218,7 @@ class _Training:
     def finish(self) -> nn.Module:
         """Leave the model in the folder, marked as done."""
         checkpoint.save_model(self.out, self.model, self._card())
-        passing = ("checkpoint_", "state.json", ".lock")
+        passing = ("checkpoint_", "state.json", ".lock", SECONDS)
         files = [path for path in self.out.rglob("*") if path.is_file() and not path.name.startswith(passing)]
         run.finish(self.out, files=files, precision=self.precision)
         checkpoint.drop_state(self.out)
@@ -255,6 +259,11 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     return (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
+
+
+def seconds_of(folder: Path) -> float:
+    """Return how long the training that left ``folder`` took, over all the calls that it took."""
+    return float(run.read_json(folder / SECONDS)["seconds"]) if (folder / SECONDS).exists() else 0.0
 
 
 def predict(model: nn.Module, examples: Examples, where: torch.device | None = None) -> NDArray[np.float32]:
