@@ -14,11 +14,12 @@ import shutil
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from untaint import samples
 from untaint.examples import Examples
-from untaint.recipe import Recipe
+from untaint.recipe import Recipe, preset
 from untaint.sources import load
 from untaint.training.device import device, hardware
 from untaint.training.loop import Watch, fit
@@ -39,7 +40,7 @@ def main() -> None:
     given = parser.parse_args()
     whole = load(samples.path())
     examples = whole.take(whole.rows[: given.rows])
-    recipe = Recipe(epochs=1, precision=given.precision)
+    recipe = replace(preset("fast").watch, epochs=1, precision=given.precision)
     ways = {
         "bare": None,
         "train": Watch(rows=examples.rows, when="train"),

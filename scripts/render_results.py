@@ -14,25 +14,35 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def named(attack: str) -> str:
+    """An attack as a column's head: what all of them share is left out."""
+    return attack.replace(",rate=0.01", "").replace("target=", "to ").replace(":", " ")
+
+
 def detection(facts: dict[str, Any]) -> str:
     columns = [*facts["attacks"], "all"]
-    head = [
-        "AUROC",
-        *(c.replace(",rate=0.01", "") for c in columns),
-        "TPR at 5 / 1 / 0.1 % FPR",
-        "found at 1 / 5 / 40 % rejected",
-    ]
+    head = ["AUROC", *map(named, columns), "TPR at 5 / 1 / 0.1 % FPR"]
     rows = []
     for method in (method for method in METHODS if method in facts):
         own = facts[method]
         tpr = " / ".join(f"{own['all']['tpr_at_fpr'][rate]:.2f}" for rate in ("0.05", "0.01", "0.001"))
-        rejected = " / ".join(f"{own['all']['found_at_rejected'][share]:.2f}" for share in ("0.01", "0.05", "0.4"))
-        rows.append([method, *(f"{own[c]['auroc']:.3f}" for c in columns), tpr, rejected])
+        rows.append([method, *(f"{own[c]['auroc']:.3f}" for c in columns), tpr])
+    return table(head, rows)
+
+
+def rejected(facts: dict[str, Any]) -> str:
+    columns = [*facts["attacks"], "all"]
+    head = ["found at 1 / 5 / 40 % rejected", *map(named, columns)]
+    rows = []
+    for method in (method for method in METHODS if method in facts):
+        shares = [facts[method][column]["found_at_rejected"] for column in columns]
+        rows.append([method, *(" / ".join(f"{own[share]:.2f}" for share in ("0.01", "0.05", "0.4")) for own in shares)])
     return table(head, rows)
 
 
 def models(facts: dict[str, Any]) -> str:
-    head = ["model trained on", *next(iter(facts["models"].values()))]
+    first = next(iter(facts["models"].values()))
+    head = ["model trained on", *(f"ASR {name}" if "->" in name else name for name in first)]
     return table(
         head, [[name, *(f"{100 * value:.1f} %" for value in own.values())] for name, own in facts["models"].items()]
     )
@@ -44,7 +54,15 @@ def section(facts: dict[str, Any]) -> str:
         f"## {facts['name']}",
         f"{facts['rows']:,} pictures of {facts['pixels']}x{facts['pixels']} pixels, {sum(facts['attacks'].values()):,} of them poisoned by "
         f"{len(facts['attacks'])} attackers at once, 250 probes, one seed. {facts['hardware']}.",
+        *(
+            [
+                f"The scan took {sum(stage['seconds'] for stage in facts['seconds']):,.0f} seconds: {', '.join(stage['name'] + ' ' + format(stage['seconds'], '.0f') for stage in facts['seconds'])}."
+            ]
+            if facts.get("seconds")
+            else []
+        ),
         detection(facts),
+        rejected(facts),
         *([f"Best options of BaDLoss: `{facts[METHODS[1]]['options']}`."] if METHODS[1] in facts else []),
         f"Set aside by `{aside['rule']}`: {aside['rejected']:,} pictures, {aside['clean among them']:,} of them clean; "
         f"{sum(aside['found'].values()):,} of {sum(facts['attacks'].values()):,} poisoned ones found. {aside['note']}",

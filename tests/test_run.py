@@ -95,6 +95,14 @@ def test_any_keys_come_back(tmp_path_factory, keys):
     assert run.read_keys(path) == keys
 
 
+def test_a_note_stands_after_its_key_on_the_same_line(tmp_path):
+    notes = {"a.png": "cut short\nat byte 7", "tab\t.png": "not a picture"}
+    run.write_keys(tmp_path / "keys.txt", [*notes, "b.png"], notes)
+    assert run.read_keys(tmp_path / "keys.txt") == [*notes, "b.png"]
+    found = run.read_labelled_keys(tmp_path / "keys.txt")
+    assert [note for _, note in found] == ["cut short at byte 7", "not a picture", None]
+
+
 def test_keys_that_are_no_text_come_back(tmp_path):
     keys = [os.fsdecode(b"caf\xe9.png"), "plain.png"]
     run.write_keys(tmp_path / "keys.txt", keys)

@@ -123,8 +123,7 @@ def scan(
         image_column=image_column,
         label_column=label_column,
     )
-    again = _again(data, split=split, size=size, image_column=image_column, label_column=label_column)
-    return _tell(result, again, as_json, check)
+    return _tell(result, as_json, check)
 
 
 def score(
@@ -159,19 +158,10 @@ def score(
         marks=marks,
         progress=terminal.progress(quiet),
     )
-    return _tell(result, "DATA", as_json, check)
+    return _tell(result, as_json, check)
 
 
-def _again(data: str, **reading: str | int | None) -> str:
-    """Return the words that read the same data again, ready for a shell."""
-    words = [data]
-    for name, value in reading.items():
-        if value is not None and (name, value) != ("split", "train"):
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
-
-
-def _tell(result: Result, data: str, as_json: bool, check: bool) -> int:
+def _tell(result: Result, as_json: bool, check: bool) -> int:
     """Print what was found and what to do next."""
     summary = result.summary
     if as_json:
@@ -193,8 +183,7 @@ def _tell(result: Result, data: str, as_json: bool, check: bool) -> int:
         print(f"their keys     {result.run / 'rejected.txt'}")
         if summary["clean_model"]:
             print(f"clean model    {result.run / 'model'}")
-        rejected = shlex.quote(str(result.run / "rejected.txt"))
-        print(f"next           untaint train {data} --without {rejected} --out runs/clean --model resnet18")
+        print(f"next           {summary['next']}")
     return SET_ASIDE if check and len(result.rejected) else 0
 
 
@@ -377,6 +366,7 @@ def probes(
     from untaint.report import contact_sheet
     from untaint.scanning import suggest_probes, with_probes
     from untaint.sources import load
+    from untaint.sources.words import words
 
     bars = terminal.progress(quiet)
     examples = load(data, split=split, size=size, image_column=image_column, label_column=label_column, progress=bars)
@@ -392,7 +382,7 @@ def probes(
     run.write_keys(out, (examples.keys[row] for row in rows))
     sheet = contact_sheet(examples, rows, out.with_suffix(".html"), f"Probes for {data}")
     print(f"{len(rows)} candidates   {out}\nlook at them     {sheet} (untick bad ones, save the rest)")
-    again = _again(data, split=split, size=size, image_column=image_column, label_column=label_column)
+    again = words(data, split=split, size=size, image_column=image_column, label_column=label_column)
     print(f"next             untaint scan {again} --probes {shlex.quote(str(out))} --out runs/scan")
     return 0
 

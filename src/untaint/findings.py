@@ -72,7 +72,7 @@ def write_findings(
     _write_table(task, detector, scores, verdict, own, rank)
     run.write_keys(out / "rejected.txt", (examples.keys[row] for row in rejected))
     run.write_keys(out / "kept.txt", (examples.keys[row] for row in np.setdiff1d(own, rejected)))
-    run.write_keys(out / "unreadable.txt", examples.unreadable)
+    run.write_keys(out / "unreadable.txt", examples.unreadable, examples.unreadable)
     run.save_array(out / "probes.npy", task.probes)
     _write_pictures(task, own, rejected, order)
     per_class = np.bincount(examples.labels[rejected], minlength=len(examples.class_names))

@@ -135,12 +135,17 @@ def load_array(path: Path, *, mapped: bool = True) -> NDArray[Any]:
     return array
 
 
-def write_keys(path: Path, keys: Iterable[str]) -> None:
-    """Write keys one a line; a key that holds control characters or begins with a quote is written as JSON."""
+def write_keys(path: Path, keys: Iterable[str], notes: Mapping[str, str] | None = None) -> None:
+    """Write keys one a line, what ``notes`` says of a key after a tab.
+
+    A key that holds control characters or begins with a quote is written as JSON.
+    """
     with written(path) as file:
         for key in keys:
             plain = key.isprintable() and key == key.strip() and not key.startswith(('"', "#"))
-            file.write(((key if plain and key else json.dumps(key)) + "\n").encode("utf-8", "surrogateescape"))
+            note = " ".join((notes or {}).get(key, "").split())
+            line = (key if plain and key else json.dumps(key)) + (f"\t{note}" if note else "")
+            file.write((line + "\n").encode("utf-8", "surrogateescape"))
 
 
 def read_keys(path: Path) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import platform
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from untaint.recipe import Preset, preset, preset_of
 from untaint.report import write_report
 from untaint.scores import KeepPerClass, Rule, Scores, Verdict, parse_rule, rule_text
 from untaint.sources import load
+from untaint.sources.words import words
 from untaint.training.checkpoint import load_model
 from untaint.training.device import Trial, device, hardware, keyed, trial
 from untaint.training.loop import fit, seconds_of
@@ -175,7 +177,7 @@ def _conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | N
         "clean_model": None,
         "hardware": hardware(task.where or device()),
         "versions": versions(),
-        "next": f"untaint train DATA --without {task.scratch / 'rejected.txt'} --out CLEAN",
+        "next": f"untaint train {_data_words(task.scratch)} --without {shlex.quote(str(task.scratch / 'rejected.txt'))} --out runs/clean --model resnet18",
     }
     result = Result(
         run=task.scratch,
@@ -495,6 +497,12 @@ def _remember(path: Path, examples: Examples, outside: NDArray[np.int64], data: 
     run.save_array(path / "rows.npy", examples.rows)
 
 
+def _data_words(path: Path) -> str:
+    """Return the words that name a run's data in a shell; DATA if it was handed over in Python."""
+    facts = run.read_json(path / "data.json") if (path / "data.json").exists() else {}
+    return words(facts["source"], **facts["reading"]) if facts.get("source") else "DATA"
+
+
 def _recall(path: Path, told: Progress) -> Examples:
     """Return a run's examples: read again where the source is still there and the same, else without pictures."""
     facts = run.read_json(path / "data.json")
@@ -507,12 +515,12 @@ def _recall(path: Path, told: Progress) -> Examples:
     if facts["source"] is None:
         return known
     try:
-        again = load(facts["source"], progress=told, **facts["reading"])
+        found = load(facts["source"], progress=told, **facts["reading"])
     except (SourceError, InputError) as error:
         told.say(f"the pictures are not there any more ({error}); the report goes without new ones.")
         return known
-    if list(again.keys) == facts["keys"]:
-        return replace(known, images=again.images, unreadable=again.unreadable)
+    if list(found.keys) == facts["keys"]:
+        return replace(known, images=found.images, unreadable=found.unreadable)
     return known
 
 

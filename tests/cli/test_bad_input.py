@@ -152,6 +152,7 @@ def test_unreadable_pictures_are_set_aside(few: Path, few_probes: Path, tmp_path
     assert "5 pictures cannot be read" in outcome.err
     assert f"5 pictures could not be read: {run / 'unreadable.txt'}" in outcome.out
     assert sorted(runs.read_keys(run / "unreadable.txt")) == damaged
+    assert all(reason for _, reason in runs.read_labelled_keys(run / "unreadable.txt"))
     assert json.loads((run / "summary.json").read_text())["unreadable"] == 5
     listed = [*runs.read_keys(run / "kept.txt"), *runs.read_keys(run / "rejected.txt")]
     assert len(listed) == 36

@@ -126,6 +126,8 @@ def test_json_is_one_object_and_quiet_is_silent(scanned: Made) -> None:
     summary = json.loads(outcome.out)
     assert summary["rows"] == 210
     assert summary["report"] == str(run / "report.html")
+    assert " DATA " not in summary["next"]
+    assert f"--without {run / 'rejected.txt'} --out " in summary["next"]
 
 
 def test_score_decides_again_with_marks(scanned: Made, tmp_path: Path) -> None:
