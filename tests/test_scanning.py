@@ -146,7 +146,7 @@ def test_scoring_again_trains_nothing_and_gives_the_same(copy, scanned):
         ({"reject": "fraction:share=0.1"}, 9),
         ({"reject": Fraction(0.5)}, 45),
         ({"reject": Above(1e9)}, 0),
-        ({"detector": "cross-examination:neighbours=3,own=1.0"}, 18),
+        ({"detector": "cross-examination:own=2.0"}, 18),
         ({"reject": "fraction:share=0.7", "keep_per_class": 0.5}, 45),
         ({"reject": KeepPerClass(Fraction(0.7), 0.5)}, 45),
     ],

@@ -14,7 +14,8 @@
    wrongly labelled picture is explained by neither; poison is explained even out of fold, by the
    other poison with its trigger, and by the witness not at all.
 5. A row's score is the sum over the three signs and their company, each in units of its spread
-   and taken from the view in which it is larger.
+   and taken from the view in which it is larger; then the inverse hyperbolic sine of that, in units
+   of its own spread, so that clean rows reach about as far to the right as to the left.
 """
 
 from __future__ import annotations
@@ -115,6 +116,7 @@ class CrossExamination(Detector):
         values = np.zeros(examples.total, dtype=np.float32)
         for name, figures in parts.items():
             values += figures if name.endswith(COMPANY) else np.float32(self.own) * figures
+        values = np.arcsinh(_scaled(values))  # the order stays; the long tail of hard clean pictures is drawn in
         is_trusted = np.zeros(examples.total, dtype=np.float32)
         is_trusted[trusted] = 1
         margin = _largest([gap.margin for gap in gaps])
