@@ -23,6 +23,7 @@ from untaint import rng, terminal
 from untaint.attacks import ATTACKS
 from untaint.defenses import Task
 from untaint.defenses.badloss import BaDLoss
+from untaint.defenses.cross_examination import CrossExamination
 from untaint.examples import Examples
 from untaint.poisoning import Ledger, poison, triggered
 from untaint.progress import Progress
@@ -127,13 +128,14 @@ def main() -> None:
         dirty, probes=probes, out=given.out / "scan", preset=chosen, retrain=not given.skip_models, progress=bars
     )
     rejected = result.verdict.rejected
+    stages, trained = result.summary["stages"], len(CrossExamination.stages) + (not given.skip_models)
     facts: dict[str, Any] = {
         "name": given.name,
         "rows": len(dirty),
         "pixels": dirty.images.shape[2],
         "attacks": {text: len(ledger.poisoned(i)) for i, text in enumerate(ledger.attacks)},
         "seeds": 1,
-        "seconds": result.summary["stages"],
+        **({"seconds": stages} if len(stages) == trained else {}),
         **({} if given.skip_badloss else badloss(dirty, ledger, probes, chosen, given.out, bars)),
         "cross-examination": figures(result.scores.values, ledger),
         "set aside": {
