@@ -10,8 +10,8 @@ from torch import nn
 from small import RECIPE, Stopping, WithDropout, contents, pictures
 from untaint import Recorder, Trajectories, accuracy, evaluate, rng
 from untaint.errors import InputError, RunError, TrainingError
-from untaint.models.build import build
-from untaint.training.loop import Watch, _Training, fit, predict
+from untaint.models.build import build, head_of
+from untaint.training.loop import Watch, _matrices, _Training, fit, predict
 from untaint.training.pixels import first_layer
 
 
@@ -188,6 +188,22 @@ def test_a_model_learns(tmp_path):
 def test_other_recipes_learn_other_weights(tmp_path, changes):
     usual = fit(pictures(), RECIPE, tmp_path / "usual", seed=0)
     assert not equal(usual, fit(pictures(), replace(RECIPE, **changes), tmp_path / "other", seed=0))
+
+
+@pytest.mark.parametrize("name", ["proxy", "resnet18"])
+def test_muon_trains_other_networks_too(tmp_path, name):
+    recipe = replace(RECIPE, model=name, epochs=4, optimizer="muon", learning_rate=0.05, weight_decay=0.5)
+    examples = pictures(120)
+    assert accuracy(fit(examples, recipe, tmp_path, seed=0), examples) > 0.5
+
+
+def test_the_head_and_convolutions_by_channel_are_no_matrices_to_muon():
+    network = build("mobilenet_v2", 3, (3, 16, 16))
+    hidden, others = _matrices(network)
+    assert len(hidden) + len(others) == len(list(network.parameters()))
+    assert any(weight is head_of(network).weight for weight in others)
+    assert all(weight.shape[1] > 1 for weight in hidden)
+    assert any(weight.dim() == 4 and weight.shape[1] == 1 for weight in others)
 
 
 def test_bfloat16_is_near_float32(tmp_path):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from untaint import rng, run
 from untaint.errors import InputError, RunError, TrainingError
 from untaint.examples import Examples
-from untaint.models.build import build, features_of
+from untaint.models.build import build, features_of, head_of
 from untaint.progress import Progress, Silent, Step
 from untaint.recipe import Recipe
 from untaint.recorder import Recorder
@@ -241,13 +241,25 @@ class _Training:
         }
 
 
+def _matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Part the weights: matrices and convolutions between hidden layers, and all others.
+
+    Among the others are the head and convolutions of each channel by itself.
+    """
+    head = head_of(model)
+    hidden: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for weight in model.parameters():
+        inner = weight.dim() in (2, 4) and weight.shape[1] > 1 and (head is None or weight is not head.weight)
+        (hidden if inner else others).append(weight)
+    return hidden, others
+
+
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "muon":
-        weights = [weight for weight in model.parameters() if weight.dim() == 4]
-        others = [weight for weight in model.parameters() if weight.dim() != 4]
-        return Muon(weights, others, recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+        return Muon(*_matrices(model), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
     return torch.optim.SGD(
         model.parameters(),
         lr=recipe.learning_rate,
