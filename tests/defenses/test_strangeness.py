@@ -49,8 +49,12 @@ def test_it_is_the_slow_figure(tmp_path_factory, seed, probes):
     rows = np.sort(generator.choice(200, 180, replace=False))
     chosen = np.sort(generator.choice(rows, probes, replace=False))
     run.save_array(folder / "a.npy", features)
-    found = strangeness([folder / "a.npy"], labels, rows, chosen)
+    near = [np.setdiff1d(rows[labels[rows] == labels[probe]], chosen)[:4] for probe in chosen]
+    found, beside = strangeness([folder / "a.npy"], labels, rows, chosen, near)
     expected = slowly(features, labels, rows, chosen)
+    without = slowly(features, labels, rows, chosen[1:])
+    assert beside[0] == pytest.approx(without[near[0]], abs=0.1)
+    assert [len(figures) for figures in beside] == [4] * len(chosen)
     others = np.setdiff1d(rows, chosen)
     assert found[others] == pytest.approx(expected[others], rel=1e-4, abs=1e-4)
     assert found[chosen] == pytest.approx(expected[chosen], abs=0.1)  # the shrinking is not done anew
@@ -64,7 +68,7 @@ def test_what_many_do_and_no_probe_does_is_strange(tmp_path):
     features[:200, 3] += 6
     run.save_array(tmp_path / "a.npy", features.astype(np.float16))
     labels, probes = np.zeros(2000, dtype=np.int64), np.arange(500, 750)
-    found = strangeness([tmp_path / "a.npy"], labels, np.arange(2000), probes)
+    found, _ = strangeness([tmp_path / "a.npy"], labels, np.arange(2000), probes)
     assert np.median(found[:200]) > np.quantile(found[200:], 0.99)
     assert abs(np.median(found[probes]) - np.median(found[750:])) < 0.1  # probes are not familiar to themselves
 
@@ -73,5 +77,18 @@ def test_labels_without_a_probe_and_no_features_are_answered(tmp_path):
     generator = np.random.default_rng(0)
     run.save_array(tmp_path / "a.npy", generator.normal(size=(90, 4)).astype(np.float16))
     labels = np.repeat([0, 1, 2], 30)
-    assert np.isfinite(strangeness([tmp_path / "a.npy"], labels, np.arange(90), np.arange(40))).all()
-    assert (strangeness([], labels, np.arange(90), np.arange(40)) == 0).all()
+    assert np.isfinite(strangeness([tmp_path / "a.npy"], labels, np.arange(90), np.arange(40))[0]).all()
+    assert (strangeness([], labels, np.arange(90), np.arange(40))[0] == 0).all()
+
+
+def test_a_probe_keeps_no_better_company_than_others(tmp_path):
+    """What lies around a probe is familiar because of it; without it, it is as strange as elsewhere."""
+    generator = np.random.default_rng(0)
+    centres = np.repeat(4 * generator.normal(size=(400, 12)), 5, axis=0)  # each row has four near copies
+    run.save_array(tmp_path / "a.npy", centres + 0.1 * generator.normal(size=centres.shape))
+    labels, rows, probes = np.zeros(2000, dtype=np.int64), np.arange(2000), np.arange(0, 500, 5)
+    copies = [probe + np.arange(1, 5) for probe in probes]
+    found, beside = strangeness([tmp_path / "a.npy"], labels, rows, probes, copies)
+    elsewhere = np.median(found[500:])
+    assert np.median([found[others] for others in copies]) < elsewhere - 0.1
+    assert np.median(beside) == pytest.approx(elsewhere, abs=0.06)

@@ -25,26 +25,43 @@ BLOCK = 16_384
 
 
 def strangeness(
-    files: Sequence[Path], labels: NDArray[np.int64], rows: NDArray[np.int64], probes: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    """Return the mean log ratio over several files of features: float32 (rows of the file,), nan outside ``rows``.
+    files: Sequence[Path],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    probes: NDArray[np.int64],
+    near: Sequence[NDArray[np.int64]] = (),
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Return the mean log ratio over several files of features, and what it is near each probe.
 
-    ``files``: float arrays (rows, dims), one per model and epoch. A probe is compared with the others
-    alone.
+    ``files``: float arrays (rows, dims), one per model and epoch. ``near``: one array per probe,
+    its neighbours of its label. First: float32 (rows of the file,), nan outside ``rows``; a probe is
+    compared with the others alone. Second: one array per entry of ``near``, each neighbour as it would
+    be were that probe none: a probe makes familiar what lies around it, and would otherwise
+    keep better company than other clean rows.
     """
     total = np.zeros(len(labels))
+    around = [np.zeros(len(others)) for others in near]
     for path in files:
         features = run.load_array(path)
         everybody = _Usual.of(features, labels, rows)
         probed = _Usual.of(features, labels, probes, everybody.means)
         for part in _parts(rows):
-            near, usual = probed.squared(features, labels, part), everybody.squared(features, labels, part)
+            familiar, usual = probed.squared(features, labels, part), everybody.squared(features, labels, part)
             mine = np.isin(part, probes)
-            near[mine] = probed.without(near[mine], labels[part[mine]])
-            total[part] += np.log(np.maximum(near, 1e-12) / np.maximum(usual, 1e-12))
+            familiar[mine] = probed.without(familiar[mine], labels[part[mine]])
+            total[part] += _log_ratio(familiar, usual)
+        for probe, others, sums in zip(probes, near, around, strict=bool(near)):
+            familiar = probed.squared_without(features, labels, others, int(probe))
+            mine = np.isin(others, probes)
+            familiar[mine] = probed.without(familiar[mine], labels[others[mine]])
+            sums += _log_ratio(familiar, everybody.squared(features, labels, others))
     result = np.full(len(labels), np.nan, dtype=np.float32)
     result[rows] = total[rows] / max(1, len(files))
-    return result
+    return result, [(sums / max(1, len(files))).astype(np.float32) for sums in around]
+
+
+def _log_ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.log(np.maximum(one, 1e-12) / np.maximum(other, 1e-12)))
 
 
 def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
@@ -93,6 +110,19 @@ class _Usual:
         """Return the squared distance of some rows from what is usual for their labels."""
         residual = features[rows].astype(np.float64) - self.means[labels[rows]]
         return np.asarray(np.einsum("rd,rd->r", residual @ self.inverse, residual))
+
+    def squared_without(
+        self, features: NDArray[np.float16], labels: NDArray[np.int64], rows: NDArray[np.int64], member: int
+    ) -> NDArray[np.float64]:
+        """Return the squared distance of rows of a member's label, had that member not been measured."""
+        label = labels[member]
+        own = features[member].astype(np.float64) - self.means[label]
+        moved = own / max(self.counts[label] - 1, 1e-6)
+        residual = features[rows].astype(np.float64) - self.means[label] + moved
+        towards = self.inverse @ own
+        more = np.square(residual @ towards) / max(self.members - float(own @ towards), 1e-6)
+        squared = np.einsum("rd,rd->r", residual @ self.inverse, residual) + more
+        return np.asarray(squared * (self.members - 1) / self.members)
 
     def without(self, squared: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the squared distances of members as they would be had each not been measured itself.

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -103,15 +104,16 @@ class CrossExamination(Detector):
         views = [_View.gather(task, name, recipe, self.neighbours) for name, recipe in self.views(task).items()]
         signs = {
             "distance": [view.distance for view in views],
+            "distance" + COMPANY: [_around(view.near, view.distance) for view in views],
             "strangeness": [view.strangeness for view in views],
+            "strangeness" + COMPANY: [view.strange_company for view in views],
         }
-        signs |= _companies(signs, views)
         suspicion = _ranked(*(_largest([_ranked(values) for values in sign]) for sign in signs.values()))
         trusted = self._trust(task, suspicion)
         witness = self._witness(task, trusted)
         gaps = [view.gap(witness) for view in views]
-        own = {"gap": [gap.own for gap in gaps]}
-        signs |= own | _companies(own, views)
+        signs["gap"] = [gap.own for gap in gaps]
+        signs["gap" + COMPANY] = [_around(view.near, gap.own) for view, gap in zip(views, gaps, strict=True)]
         parts = {name: _largest([_bounded(values) for values in sign]) for name, sign in signs.items()}
         values = np.zeros(examples.total, dtype=np.float32)
         for name, figures in parts.items():
@@ -188,12 +190,32 @@ def _bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.clip(_scaled(values), LEAST, MOST)
 
 
-def _companies(signs: dict[str, list[NDArray[np.float32]]], views: list[_View]) -> dict[str, list[NDArray[np.float32]]]:
-    """Return each sign's medians over the company that a row keeps in each view."""
-    return {
-        name + COMPANY: [view.company(values) for view, values in zip(views, sign, strict=True)]
-        for name, sign in signs.items()
-    }
+Near = tuple[NDArray[np.int64], NDArray[np.int64]]  # some rows of one class, and (rows, count) their neighbours
+
+
+def _around(near: Sequence[Near], values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the median over each row's neighbours (its own value if it has none)."""
+    result = values.copy()
+    for members, others in near:
+        result[members] = company(values, others, members)
+    return result
+
+
+def _strangeness(
+    task: Task, files: Sequence[Path], near: Sequence[Near]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return each row's strangeness and that of its company; a probe's company is judged without that probe."""
+    of_probe = {int(probe): np.empty(0, dtype=np.int64) for probe in task.probes}
+    for members, others in near:
+        own = np.flatnonzero(np.isin(members, task.probes))
+        of_probe.update(zip(members[own].tolist(), others[own], strict=True))
+    examples = task.examples
+    values, beside = strangeness(files, examples.labels, examples.rows, task.probes, list(of_probe.values()))
+    around = _around(near, values)
+    for probe, figures in zip(of_probe, beside, strict=True):
+        if len(figures):
+            around[probe] = np.nanmedian(figures)
+    return values, around
 
 
 @dataclass(frozen=True)
@@ -210,9 +232,10 @@ class _View:
 
     in_sample: Folded
     out_of_fold: Folded
-    near: list[tuple[NDArray[np.int64], NDArray[np.int64]]]  # per class: its rows, and their neighbours
+    near: list[Near]
     distance: NDArray[np.float32]
     strangeness: NDArray[np.float32]
+    strange_company: NDArray[np.float32]
 
     @classmethod
     def gather(cls, task: Task, name: str, recipe: Recipe, count: int) -> _View:
@@ -235,14 +258,7 @@ class _View:
                 near.append((members, neighbours(side_by_side(files, members), members, count)))
         inside, outside = Folded(a, b, first), Folded(b, a, first)
         far = first_suspicion((inside, outside), labels, task.probes)
-        return cls(inside, outside, near, far, strangeness(files, labels, rows, task.probes))
-
-    def company(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the median over each row's neighbours (its own value if it has none)."""
-        around = values.copy()
-        for members, near in self.near:
-            around[members] = company(values, near, members)
-        return around
+        return cls(inside, outside, near, far, *_strangeness(task, files, near))
 
     def gap(self, witness: Trajectories) -> _Gap:
         """Compare margin and log loss of the row's two watchers with the witness's."""
