@@ -68,7 +68,7 @@ def test_the_whole_path(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixt
     assert command("score", run, "--reject", "fraction:share=0.1", "--check", "--quiet") == 3
     assert len((run / "rejected.txt").read_text().split("\n")[:-1]) == 30
     clean = tmp_path / "clean"
-    assert command("train", dirty, "--without", run / "rejected.txt", "--out", clean, "--epochs", 4, "--quiet") == 0
+    assert command("train", dirty, "--without", run / "rejected.txt", "--out", clean, "--epochs", 15, "--quiet") == 0
     capsys.readouterr()
     assert command("evaluate", clean, photos, "--split", "train", "--json", "--quiet") == 0
     found = json.loads(capsys.readouterr().out)

@@ -248,7 +248,7 @@ def test_scoring_again_trains_nothing_and_gives_the_same(found):
 
 def test_where_nothing_is_planted_next_to_nothing_is_set_aside(tmp_path):
     examples, poison = planted(0)
-    here = task(examples, probes_of(examples, poison), tmp_path, replace(RECIPE, epochs=4))
+    here = task(examples, probes_of(examples, poison), tmp_path)
     verdict = CrossExamination().decide(CrossExamination().score(here), here)
     assert np.count_nonzero(verdict.rejected) <= 0.01 * len(examples)
 
