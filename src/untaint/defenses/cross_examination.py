@@ -48,12 +48,12 @@ LEAST, MOST = -3.0, 8.0  # a sign, in median absolute deviations, counts for no 
 
 @dataclass(frozen=True, kw_only=True)
 class CrossExamination(Detector):
-    """How much better an example is explained by models that saw the distrusted part than by one that did not.
+    """How much better models that saw the distrusted part explain an example than one that did not, with two more signs.
 
     ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
-    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight
-    of a row's own signs beside its company's. ``whitened``: each half is
-    watched a second time, in whitened pictures (a network of your own always sees them as they are).
+    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
+    own signs beside its company's. ``whitened``: each half is watched a second time, in whitened
+    pictures (a network of your own always sees them as they are).
     """
 
     trusted: float = 0.5
