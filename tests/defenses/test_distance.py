@@ -34,7 +34,8 @@ def slow_distances(table, probes, k, labels=None, standardise=False):
             table[labels == label] -= np.nanmedian(table[labels == label], axis=0)
     probes = [row for row in sorted(set(probes.tolist())) if not np.isnan(table[row]).any()]
     if standardise:
-        table /= np.std(table[probes], axis=0)
+        spread = np.std(table[probes], axis=0)
+        table /= [value or 1.0 for value in spread]  # where all probes agree, nothing is scaled
     result = []
     for row, trajectory in enumerate(table):
         others = sorted(np.linalg.norm(trajectory - table[probe]) for probe in probes if probe != row)
