@@ -260,7 +260,6 @@ def test_a_finished_scan_is_only_read_again(copy, scanned):
         ({"preset": preset(epochs=2, batch=8)}, "preset.watch.batch = 16, now it is 8"),
         ({"reject": "gap"}, "reject = 'fraction:share=0.1', now it is 'gap'"),
         ({"detector": "cross-examination:trusted=0.4"}, "detector = 'cross-examination', now it is 'cross-exam"),
-        ({"retrain": False}, "retrain = True, now it is False"),
         ({"probes": np.arange(0, 60, 5)}, "begun with probes ="),
         ({"data": pictures(seed=5)}, "begun with data ="),
         ({"model": WithDropout}, "model = 'proxy', now it is 'custom'"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -221,18 +222,31 @@ def test_little_poison_is_found_where_clean_tails_are_light():
     assert rejected[~poisoned].sum() <= 10
 
 
-def test_probes_correct_a_null_that_is_too_narrow_and_the_note_says_so():
+def test_the_middle_half_shows_that_clean_scores_reach_further_right():
     def skewed(generator, count):
         values = generator.normal(size=count)
         return np.where(values > 0, 2 * values, values)
 
     values, poisoned = mixture(0, skewed, 10_000, 0.07, 15)
+    verdict = decide(FalseDiscovery(), values)
+    assert (verdict.rejected & ~poisoned).sum() < 120
+    assert verdict.rejected[poisoned].mean() > 0.99
+    said = float(re.search(r"reach ([\d.]+) times", verdict.note)[1])
+    assert 1.8 < said < 2.3  # 2, were nothing poisoned
+
+
+def test_probes_correct_a_null_that_is_too_narrow_and_the_note_says_so():
+    def late(generator, count):  # the middle half is even, the tails are not
+        values = generator.normal(size=count)
+        return np.where(values > 0.7, 0.7 + 3 * (values - 0.7), values)
+
+    values, poisoned = mixture(0, late, 10_000, 0.07, 15)
     alone, checked = (decide(FalseDiscovery(), values, probes=np.arange(n)) for n in (0, 250))
-    assert (alone.rejected & ~poisoned).sum() > 500
+    assert (alone.rejected & ~poisoned).sum() > 200
     assert (checked.rejected & ~poisoned).sum() < 120
     assert checked.rejected[poisoned].mean() > 0.99
     assert "could not be checked (there are no scored probes)" in alone.note
-    assert "because the 250 probes reach so far" in checked.note
+    assert "because the 250 probes do" in checked.note
     assert "too few" in decide(FalseDiscovery(), values, probes=np.arange(5)).note
     symmetric, _ = mixture(3, CLEAN["left-skewed"], 10_000, 0.07, 15)
     assert "250 probes agree" in decide(FalseDiscovery(), symmetric, probes=np.arange(250)).note
@@ -241,10 +255,11 @@ def test_probes_correct_a_null_that_is_too_narrow_and_the_note_says_so():
 def test_p_values_are_a_share_of_reflected_scores_and_fall_with_suspicion():
     values = np.array([-3, -1, -1, 0, 1, 2, 3.5, np.nan], dtype=np.float64)
     p_values = decide(FalseDiscovery(), values).p_values
-    assert p_values[3] == pytest.approx(5 / 8)  # centre 0: -3, -1, -1 and 0 lie as far left, plus one, of 7 + 1
-    assert p_values[4] == pytest.approx(4 / 8)
-    assert p_values[5] == pytest.approx(2 / 8)
-    assert p_values[6] == pytest.approx(1 / 8)
+    # centre 0, quartiles -1 and 1.5: what lies right counts for 1 / 1.5 of it
+    assert p_values[3] == pytest.approx(5 / 8)  # -3, -1, -1 and 0 lie as far left, plus one, of 7 + 1
+    assert p_values[4] == pytest.approx(4 / 8)  # 0.67: -3, -1, -1
+    assert p_values[5] == pytest.approx(2 / 8)  # 1.33: -3
+    assert p_values[6] == pytest.approx(2 / 8)  # 2.33: -3
     assert np.isnan(p_values[7])
 
 

@@ -1,15 +1,19 @@
 """How clean scores are spread, learned from scores of which some may be poisoned.
 
-Assumed: clean scores have one mode and reach about as far to the right of their centre as to the
-left (or less far); poison lies to the right and is less than half of all rows. The scores left of
-the median, reflected about it, then show how clean scores are spread to its right; nothing is
-assumed about the shape of the tails. A row's p-value is the share of all rows that lie at least as
-far left (plus one for itself, so that it is never 0). With Benjamini and Hochberg's procedure this
-is the counting rule of Barber and Candès (2015).
+Assumed: clean scores have one mode, and reach about as far to the right of their median as to the
+left; poison lies to the right and is less than half of all rows. The scores left of the median,
+reflected about it, then show how clean scores are spread to its right; nothing is assumed about the
+shape of the tails. A row's p-value is the share of all rows that lie at least as far left (plus one
+for itself, so that it is never 0). With Benjamini and Hochberg's procedure this is the counting rule
+of Barber and Candès (2015).
 
-Where clean scores reach further to the right than to the left, probes show it: the right half is
-stretched until no larger share of the probes than expected has p-values below 0.1, 0.05, 0.02 and
-0.01, and none one below half the smallest that is to be expected among so many. It is never shrunk.
+Where clean scores reach further to the right than to the left, the middle of all scores shows it:
+the right half is stretched by how much further the upper quartile lies from the median than the
+lower one (Bowley's measure of skewness), where few rows are poisoned. It is stretched more until no
+larger share of the probes than expected has p-values below 0.1, 0.05, 0.02 and 0.01, and none one
+below half the smallest that is to be expected among so many. It is never shrunk. Probes alone are
+not enough: a model that was taught with their help finds them, and what is like them, more familiar
+than other clean rows.
 
 What it costs: fewer than 1/q poisoned rows are never found; poison that lies no further right than
 clean rows lie left is not found; the median moves right with much poison, so at 20 % fewer are found
@@ -59,18 +63,20 @@ def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
     """Learn the clean distribution from the scores of everyone who is no probe, and from the probes'."""
     if not len(values):
         return Null(values, 0.0, 1.0, "there were no scores to judge by")
-    null = Null(np.sort(values), float(np.median(values)), 1.0, "")
-    assumed = "clean scores are taken to reach as far right of the median as all reach left of it"
+    lower, centre, upper = (float(cut) for cut in np.quantile(values, (0.25, 0.5, 0.75)))
+    body = min(max(1.0, (upper - centre) / (centre - lower)), WIDEST) if centre > lower else 1.0
+    null = Null(np.sort(values), centre, body, "")
+    assumed = f"clean scores are taken to reach {body:.2f} times as far right of the median as all reach left of it, as the middle half of them does"
     if len(probes) < ENOUGH:
         few = f"{len(probes)} probes are too few" if len(probes) else "there are no scored probes"
         return replace(null, note=f"{assumed}, which could not be checked ({few})")
     if _fits(null, probes):
         return replace(null, note=f"{assumed}, and the {len(probes)} probes agree")
-    low, high = 1.0, WIDEST
+    low, high = body, WIDEST
     for _ in range(30):  # the answer is known to one part in 1e8
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if _fits(replace(null, stretch=middle), probes) else (middle, high)
-    note = f"{assumed}, times {high:.2f}, because the {len(probes)} probes reach so far"
+    note = f"clean scores are taken to reach {high:.2f} times as far right of the median as all reach left of it, because the {len(probes)} probes do"
     return replace(null, stretch=high, note=note)
 
 

@@ -146,7 +146,6 @@ def scan(
         "detector": spec.text(DEFENSES.name_of(judge), judge),
         "reject": rule_text(rule),
         "model": "custom" if model else chosen.watch.model,
-        "retrain": retrain,
         "seed": seed,
     }
     with run.RunDirectory(out, settings) as folder:
