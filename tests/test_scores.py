@@ -202,7 +202,7 @@ def test_almost_nothing_is_set_aside_where_nothing_is_poisoned(clean, count, pro
 
 
 @pytest.mark.parametrize("clean", CLEAN, ids=str)
-@pytest.mark.parametrize("share", [0.07, 0.2])
+@pytest.mark.parametrize("share", [0.07, 0.2, 0.3])
 @pytest.mark.parametrize("probes", [0, 250])
 def test_false_discoveries_stay_near_q_and_far_poison_is_found(clean, share, probes):
     false, found = [], []

@@ -16,12 +16,13 @@ not enough: a model that was taught with their help finds them, and what is like
 than other clean rows.
 
 What it costs: fewer than 1/q poisoned rows are never found; poison that lies no further right than
-clean rows lie left is not found; the median moves right with much poison, so at 20 % fewer are found
-than could be. Chosen over a normal (Efron, 2004) and a Student null fitted to the centre: on 10,000 clean
-rows with Student scores (5 degrees of freedom) the normal set about 100 aside and the Student null
-some in one draw of five, this one none in ten. It is wrong where clean scores are skewed to the right
-(gamma, shape 16) and probes are few: of 10,000 clean rows it then set 68 aside with 50 probes, 1.5 with
-250; of 50,000, 354 and 31 (means of 12 draws, q = 0.1).
+clean rows lie left is not found; the median and the upper quartile move right with much poison, so
+that less than q of what is set aside is clean, and at 40 % poison some of it is missed. Chosen over a
+normal (Efron, 2004) and a Student null fitted to the centre: on 10,000 clean rows with Student scores
+(5 degrees of freedom) the normal set about 100 aside and the Student null some in one draw of five,
+this one none in 24. It is wrong where clean scores are skewed to the right (gamma, shape 16) and
+probes are few: of 10,000 clean rows it sets 68 aside with 50 probes, 18 with 250; of 50,000, 338 and
+102 (means of 12 draws, q = 0.1; benchmarks/false_discovery.py).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ __all__ = ["Null", "benjamini_hochberg", "fit"]
 ENOUGH = 20  # probes; fewer say nothing about tails
 LEVELS = (0.1, 0.05, 0.02, 0.01)
 WIDEST = 100.0
+SKEWED = 2.0  # the most that the middle half may ask for: with more than a quarter poisoned, its quartile is poison
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +66,7 @@ def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
     if not len(values):
         return Null(values, 0.0, 1.0, "there were no scores to judge by")
     lower, centre, upper = (float(cut) for cut in np.quantile(values, (0.25, 0.5, 0.75)))
-    body = min(max(1.0, (upper - centre) / (centre - lower)), WIDEST) if centre > lower else 1.0
+    body = min(max(1.0, (upper - centre) / (centre - lower)), SKEWED) if centre > lower else 1.0
     null = Null(np.sort(values), centre, body, "")
     assumed = f"clean scores are taken to reach {body:.2f} times as far right of the median as all reach left of it, as the middle half of them does"
     if len(probes) < ENOUGH:
