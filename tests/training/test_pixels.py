@@ -134,7 +134,7 @@ def smooth(count: int = 60, channels: int = 3) -> np.ndarray:
 def test_whitened_pictures_have_neighbours_that_tell_little_of_each_other(channels):
     pixels = smooth(channels=channels)
     pixels = (pixels - pixels.mean()) / pixels.std()
-    kernel = whitening(pixels)
+    kernel = whitening([pixels])
     assert kernel.shape == (channels, channels, 5, 5)
     white = torch.nn.functional.conv2d(torch.from_numpy(pixels), kernel).numpy()
 
@@ -146,12 +146,19 @@ def test_whitened_pictures_have_neighbours_that_tell_little_of_each_other(channe
     assert np.square(white).mean() == pytest.approx(1, abs=0.1)
 
 
+def test_the_filter_does_not_depend_on_how_the_pictures_come():
+    pixels = smooth()
+    kernel = whitening([pixels])
+    assert torch.allclose(whitening([pixels[:7], pixels[7:40], pixels[40:]]), kernel, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(whitening([pixels], apart=4), kernel, rtol=0.1, atol=0.1)
+
+
 def test_a_faint_fast_pattern_is_lifted_by_whitening():
     """What the filter is for: the ratio of a checkerboard to the pictures grows manifold."""
     pixels = smooth()
     pixels = (pixels - pixels.mean()) / pixels.std()
     board = np.broadcast_to((-1.0) ** np.add.outer(np.arange(24), np.arange(24)), (1, 3, 24, 24)).astype(np.float32)
-    filtered = torch.nn.functional.conv2d(torch.from_numpy(0.05 * board), whitening(pixels)).numpy()
+    filtered = torch.nn.functional.conv2d(torch.from_numpy(0.05 * board), whitening([pixels])).numpy()
     assert np.abs(filtered).max() > 4 * 0.05
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -17,8 +19,9 @@ __all__ = ["PixelStore", "first_layer", "whitening"]
 
 PAD = 4 / 32  # share of the side by which a crop may be shifted (4 of 32 pixels)
 MOST = 5_000  # pictures looked at for moments
+BLOCK = 250  # of them at a time
 PATCH = 5  # side of the patches that are whitened
-PATCHES = 200_000  # how many of them are looked at
+PATCHES = 200_000  # about how many of them are looked at
 FAINT = 1e-2  # variance added in every direction: what is fainter (a tenth of a pixel's spread) is not lifted further
 SCALE = (0.8, 1.0)  # share of the area that a resized crop keeps
 
@@ -26,27 +29,40 @@ SCALE = (0.8, 1.0)  # share of the area that a resized crop keeps
 def first_layer(examples: Examples, *, whitened: bool) -> dict[str, Any]:
     """Return ``mean`` and ``scale`` per channel, in [0, 1], over evenly spread members, and perhaps a whitening ``kernel``."""
     rows = examples.rows[:: max(1, len(examples) // MOST)]
-    pixels = examples.images[rows].astype(np.float32) / 255
-    mean = pixels.mean(axis=(0, 2, 3))
-    scale = np.maximum(pixels.std(axis=(0, 2, 3)), 1e-3)
-    facts: dict[str, Any] = {"mean": mean.astype(float).tolist(), "scale": scale.astype(float).tolist()}
-    if whitened and min(pixels.shape[2:]) >= PATCH:
-        facts["kernel"] = whitening((pixels - mean[:, None, None]) / scale[:, None, None])
+    parts = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    channels, height, width = examples.images.shape[1:]
+    total, squares = np.zeros(channels), np.zeros(channels)
+    for part in parts:
+        pixels = examples.images[part] / 255
+        total += pixels.sum(axis=(0, 2, 3))
+        squares += np.square(pixels).sum(axis=(0, 2, 3))
+    mean = total / (len(rows) * height * width)
+    scale = np.maximum(np.sqrt(np.maximum(squares / (len(rows) * height * width) - mean**2, 0)), 1e-3)
+    facts: dict[str, Any] = {"mean": mean.tolist(), "scale": scale.tolist()}
+    if whitened and min(height, width) >= PATCH:
+        apart = max(2, math.ceil(max(height, width) * math.sqrt(len(rows) / PATCHES)))
+        centred = ((examples.images[part] / 255 - mean[:, None, None]) / scale[:, None, None] for part in parts)
+        facts["kernel"] = whitening(centred, apart)
     return facts
 
 
-def whitening(pixels: NDArray[np.float32]) -> Tensor:
+def whitening(blocks: Iterable[NDArray[np.floating[Any]]], apart: int = 2) -> Tensor:
     """Return the filter after which neighbouring pixels of such pictures are nearly uncorrelated.
 
-    ``pixels``: float (pictures, channels, height, width), centred. Float32 (channels, channels, 5, 5):
-    the middle rows of the symmetric (ZCA) whitening of 5x5 patches, with outputs of mean square one.
+    ``blocks``: float (pictures, channels, height, width), centred. ``apart``: pixels between the
+    patches that are looked at. Float32 (channels, channels, 5, 5): the middle rows of the symmetric
+    (ZCA) whitening of 5x5 patches, with outputs of mean square one.
     """
-    channels = pixels.shape[1]
-    windows = np.lib.stride_tricks.sliding_window_view(pixels, (PATCH, PATCH), axis=(2, 3))
-    apart = max(2, pixels.shape[2] // 16)
-    patches = windows[:, :, ::apart, ::apart].transpose(0, 2, 3, 1, 4, 5).reshape(-1, channels * PATCH * PATCH)
-    patches = patches[:: max(1, len(patches) // PATCHES)].astype(np.float64)
-    covariance = patches.T @ patches / len(patches)
+    products: NDArray[np.float64] = np.zeros(())
+    count = 0
+    for pixels in blocks:
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (PATCH, PATCH), axis=(2, 3))
+        patches = windows[:, :, ::apart, ::apart].transpose(0, 2, 3, 1, 4, 5)
+        table = patches.reshape(-1, pixels.shape[1] * PATCH * PATCH).astype(np.float64)
+        products = products + table.T @ table
+        count += len(table)
+    covariance = products / count
+    channels = len(covariance) // PATCH**2
     values, directions = np.linalg.eigh(covariance)
     symmetric = (directions / np.sqrt(np.maximum(values, 0) + FAINT)) @ directions.T
     middle = symmetric.reshape(channels, PATCH, PATCH, -1)[:, PATCH // 2, PATCH // 2]
