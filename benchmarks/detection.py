@@ -21,6 +21,7 @@ from sklearn.metrics import roc_auc_score
 
 from untaint import rng, terminal
 from untaint.attacks import ATTACKS
+from untaint.concluding import versions
 from untaint.defenses import Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.defenses.cross_examination import CrossExamination
@@ -28,7 +29,7 @@ from untaint.examples import Examples
 from untaint.poisoning import Ledger, poison, triggered
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe, preset
-from untaint.scanning import scan, train, versions
+from untaint.scanning import scan, train
 from untaint.scores import parse_rule
 from untaint.sources import load
 from untaint.training.device import device, hardware

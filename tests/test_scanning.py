@@ -18,8 +18,8 @@ from untaint import run
 from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, ProbeError, RunError, SpecError
 from untaint.findings import left_out
+from untaint.probing import suggest_probes, with_probes
 from untaint.report.marks import write_marks
-from untaint.scanning import suggest_probes, with_probes
 from untaint.scores import Above, Fraction, KeepPerClass
 
 PROBES = np.arange(0, 90, 4)

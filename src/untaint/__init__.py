@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from untaint.attacks import ATTACKS as ATTACKS
+    from untaint.concluding import Result as Result
     from untaint.defenses import DEFENSES as DEFENSES
     from untaint.errors import InputError as InputError
     from untaint.errors import TrainingError as TrainingError
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
     from untaint.recipe import Preset as Preset
     from untaint.recipe import Recipe as Recipe
     from untaint.recorder import Recorder as Recorder
-    from untaint.scanning import Result as Result
+    from untaint.rescoring import score as score
     from untaint.scanning import scan as scan
-    from untaint.scanning import score as score
     from untaint.scanning import train as train
     from untaint.sources import load as load
     from untaint.training.checkpoint import load_model as load_model
@@ -48,7 +48,7 @@ _HOME = {
     "Preset": "recipe",
     "Recipe": "recipe",
     "Recorder": "recorder",
-    "Result": "scanning",
+    "Result": "concluding",
     "TrainingError": "errors",
     "Trajectories": "trajectories",
     "UntaintError": "errors",
@@ -58,7 +58,7 @@ _HOME = {
     "load_model": "training.checkpoint",
     "poison": "poisoning",
     "scan": "scanning",
-    "score": "scanning",
+    "score": "rescoring",
     "train": "scanning",
     "triggered": "poisoning",
 }

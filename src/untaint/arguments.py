@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import io
@@ -13,7 +14,7 @@ from typing import Any
 
 from untaint.errors import SpecError, did_you_mean
 
-__all__ = ["flag", "given", "named", "option", "overview", "parse"]
+__all__ = ["flag", "given", "group", "named", "option", "overview", "parse"]
 
 _RULE = re.compile(r"^\W*─{5,}", re.MULTILINE)  # what the parser draws below the message itself
 _FRAME = re.compile(r"[─-╿]+")
@@ -38,6 +39,13 @@ def flag(help: str, name: str | None = None) -> Any:
     import tyro
 
     return tyro.conf.arg(name=name, help=help, help_behavior_hint="")
+
+
+def group(title: str) -> Any:
+    """Describe a dataclass whose fields are options, shown together as ``TITLE options``."""
+    import tyro
+
+    return tyro.conf.arg(name=title, help="")
 
 
 def _default(value: str) -> str:
@@ -97,7 +105,7 @@ def parse(commands: Mapping[str, Callable[..., int]], words: Sequence[str]) -> C
                 prog=f"untaint {first}",
                 description=inspect.getdoc(command),
                 args=rest,
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitArgPrefixes),
             )
     except SystemExit as left:
         if not left.code:
@@ -121,9 +129,20 @@ def _held(command: Callable[..., int]) -> Callable[..., Callable[[], int]]:
     return hold
 
 
+def _options(command: Callable[..., int]) -> list[inspect.Parameter]:
+    """Return what a command takes by name; in place of a dataclass its fields."""
+    options: list[inspect.Parameter] = []
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        kind = getattr(parameter.annotation, "__origin__", parameter.annotation)
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+            options += inspect.signature(kind, eval_str=True).parameters.values()
+        elif parameter.kind is parameter.KEYWORD_ONLY:
+            options.append(parameter)
+    return options
+
+
 def _refuse_unknown(name: str, command: Callable[..., int], words: Sequence[str]) -> None:
-    parameters = inspect.signature(command, eval_str=True).parameters.values()
-    options = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    options = _options(command)
     known = {named(p) if p.default is not True else f"--no-{named(p)[2:]}" for p in options}
     for word in words:
         spelled = word.partition("=")[0].replace("_", "-")

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from untaint import rng, samples
 from untaint.attacks import ATTACKS
+from untaint.concluding import Result
 from untaint.examples import Examples
 from untaint.poisoning import Ledger, poison, triggered
 from untaint.progress import Progress
 from untaint.recipe import preset
-from untaint.scanning import Result, scan, train
+from untaint.scanning import scan, train
 from untaint.sources import load
 from untaint.terminal import table
 from untaint.training.evaluate import accuracy
@@ -27,7 +28,7 @@ ATTACKERS = (
     "sinusoid:target=deer,class-rate=0.2",
 )
 PROBES = 250
-RETRAINED = 12  # epochs of the two models that are compared; the default would take twice as long
+RETRAINED = 12  # epochs of the two models that are compared; the default is 16
 
 
 def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epochs: int | None = None) -> Result:

@@ -49,6 +49,15 @@ def test_poison_writes_data_ledger_and_triggered_tests(dirty: Made) -> None:
     assert f"untaint probes {out} --suggest 250" in outcome.out
 
 
+def test_what_poison_spared_can_be_handed_to_scan_as_probes(photos: Path, tmp_path: Path) -> None:
+    spared, out = tmp_path / "probes.txt", tmp_path / "two"
+    assert told("probes", photos, "--suggest", 30, "--out", spared, "--quiet").code == 0
+    outcome = told("poison", photos, "--attack", "patch:target=ship,rate=0.1", "--spare", spared, "--out", out)
+    assert f"untaint scan {out} --probes {out}.spare.txt" in outcome.out
+    checked = told("probes", out, "--check", f"{out}.spare.txt", "--quiet")
+    assert "30 probes, all in the data." in checked.out
+
+
 def test_probes_suggest_balanced(dirty: Made, probes: Made) -> None:
     path, outcome = probes
     assert outcome.code == 0, outcome.err

@@ -11,13 +11,10 @@ from sklearn.metrics import roc_auc_score
 import untaint as ut
 from untaint import Recipe, run, samples
 from untaint.defenses import Task
-from untaint.defenses.cross_examination import (
-    CrossExamination,
-    Folded,
-    early_epochs,
-    first_suspicion,
-    trusted_rows,
-)
+from untaint.defenses._folded import Folded
+from untaint.defenses._trust import trusted_rows
+from untaint.defenses._view import early_epochs, probe_distance
+from untaint.defenses.cross_examination import CrossExamination
 from untaint.errors import RunError, SpecError
 from untaint.progress import Silent
 from untaint.recipe import Preset, preset
@@ -144,14 +141,14 @@ def test_each_row_is_taken_from_its_own_watcher(tmp_path):
 
 @given(st.integers(0, 2**31))
 @settings(max_examples=8, deadline=None)
-def test_the_first_suspicion_moves_with_its_rows(tmp_path_factory, seed):
+def test_the_probe_distance_moves_with_its_rows(tmp_path_factory, seed):
     generator = np.random.default_rng(seed)
     labels, order = generator.integers(0, 3, 80), generator.permutation(80)
     place = np.argsort(order)
     *_, mask, a, b = folded(tmp_path_factory.mktemp("one"), seed)
-    before = first_suspicion((Folded(a, b, mask), Folded(b, a, mask)), labels, np.arange(30))
+    before = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels, np.arange(30))
     *_, mask, a, b = folded(tmp_path_factory.mktemp("two"), seed, order)
-    after = first_suspicion((Folded(a, b, mask), Folded(b, a, mask)), labels[order], np.sort(place[:30]))
+    after = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels[order], np.sort(place[:30]))
     assert after == pytest.approx(before[order], abs=0.02)  # equal ranks may be dealt otherwise
     assert before.min() >= 0
     assert before.max() <= 1

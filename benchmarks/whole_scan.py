@@ -1,0 +1,119 @@
+"""A whole scan by the command line, as a user makes it: what it found, how long it took, how much memory it needed.
+
+    python benchmarks/whole_scan.py cifar10-files PATH --out runs/cifar10-files [--undefended]
+
+Draws 250 probes from PATH, writes it again with poison by five attackers at once (the probes stay clean), scans
+what was written, and evaluates the clean model on the untouched and the triggered test pictures; with
+--undefended, a model trained on everything too. Each step is one untaint command, skipped if it was done. Writes
+results/NAME.json, with the scan's wall-clock seconds and peak resident memory, the pixel cache's pages included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from detection import ATTACKS_USED, figures
+
+from untaint.poisoning import Ledger
+
+
+def untaint(*words: object, quiet: bool = False) -> str:
+    """Run one command; return what it printed."""
+    command = [sys.executable, "-m", "untaint", *map(str, words)]
+    print("$ untaint", *words[:6], flush=True)
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE if quiet else None).stdout or ""
+
+
+def scanned(data: Path, probes: Path, out: Path, given: list[str]) -> dict[str, Any]:
+    """Scan once; return wall-clock seconds and peak memory of the call that did it."""
+    facts = out.with_name(out.name + ".cost.json")
+    if not facts.exists():
+        begun, resumed = time.monotonic(), (out / "data.json").exists()
+        untaint("scan", data, "--probes", probes, "--out", out, *given)
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # KiB on Linux
+        cost = {"seconds": round(time.monotonic() - begun), "peak_mib": round(peak), "resumed": resumed}
+        facts.write_text(json.dumps(cost) + "\n")
+    return dict(json.loads(facts.read_text()))
+
+
+def accuracies(model: Path, data: Path) -> dict[str, float]:
+    """Return clean accuracy and, per attack, the share of triggered pictures that are taken for the target."""
+
+    def right(what: Path) -> float:
+        return float(json.loads(untaint("evaluate", model, what, "--json", "--quiet", quiet=True))["accuracy"])
+
+    triggered = sorted(path for path in data.with_name(data.name + ".triggered").iterdir() if path.is_dir())
+    return {"clean accuracy": right(data), **{path.name: round(right(path), 4) for path in triggered}}
+
+
+def truth(data: Path, keys: list[str]) -> tuple[Ledger, np.ndarray]:
+    """Return the ledger, and for each of its rows the row among ``keys``."""
+    ledger = Ledger.load(data.with_name(data.name + ".ledger.parquet"))
+    place = {key: row for row, key in enumerate(keys)}
+    return ledger, np.array([place[key] for key in ledger.keys])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name")
+    parser.add_argument("data")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--attack", action="append")
+    parser.add_argument("--undefended", action="store_true", help="also train and evaluate a model on everything")
+    parser.add_argument("--scan", action="append", default=[], metavar="OPTION", help="such as --scan=--augment=crop")
+    given = parser.parse_args()
+    out: Path = given.out
+    out.mkdir(parents=True, exist_ok=True)
+    data, run, probes = out / "data", out / "run", out / "probes.txt"
+    if not probes.exists():
+        untaint("probes", given.data, "--suggest", 250, "--out", probes)
+    if not data.exists():
+        attacks = [word for text in given.attack or ATTACKS_USED for word in ("--attack", text)]
+        untaint("poison", given.data, *attacks, "--spare", probes, "--out", data)
+    cost = scanned(data, out / "data.spare.txt", run, given.scan)
+    scores = pq.read_table(run / "scores.parquet").to_pydict()
+    ledger, rows = truth(data, scores["key"])
+    values = np.array(scores["score"], dtype=np.float32)[rows]
+    rejected = np.array([verdict == "rejected" for verdict in scores["verdict"]])[rows]
+    summary = json.loads((run / "summary.json").read_text())
+    facts: dict[str, Any] = {
+        "name": given.name,
+        "rows": len(values),
+        "pixels": json.loads((run / "data.json").read_text())["size"][1],
+        "attacks": {text: len(ledger.poisoned(number)) for number, text in enumerate(ledger.attacks)},
+        "seeds": 1,
+        "seconds": summary["stages"],
+        "scan": cost,
+        "cross-examination": figures(values, ledger),
+        "set aside": {
+            "rule": summary["rule"]["text"],
+            "note": summary["rule"]["note"],
+            "rejected": int(rejected.sum()),
+            "clean among them": int(rejected[ledger.clean()].sum()),
+            "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
+        },
+    }
+    models = {"cross-examination": run / "model"}
+    if given.undefended:
+        models = {"undefended": out / "undefended", **models}
+        if not (out / "undefended" / "done.json").exists():
+            untaint("train", data, "--out", out / "undefended", *given.scan)
+    facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
+    facts |= {"hardware": summary["hardware"], "versions": summary["versions"]}
+    path = Path("results") / f"{given.name}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(facts, indent=2) + "\n")
+    print(json.dumps(facts, indent=2))
+
+
+if __name__ == "__main__":
+    main()
