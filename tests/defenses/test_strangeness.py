@@ -11,6 +11,8 @@ from untaint.defenses._strangeness import PRIOR, SHRINK, strangeness
 
 def slowly(features, labels, rows, probes):
     """One row at a time; a probe is left out of what the probes are."""
+    weights = np.array([np.mean(labels[rows] == c) / np.mean(labels[probes] == c) for c in range(labels.max() + 1)])
+    weights /= np.mean([weights[labels[probe]] for probe in probes])
 
     def usual(members, prior):
         classes, dims = labels.max() + 1, features.shape[1]
@@ -21,7 +23,8 @@ def slowly(features, labels, rows, probes):
             sums = np.sum(own, axis=0) if own else np.zeros(dims)
             means[label] = (sums + (0 if prior is None else weight * prior[label])) / max(1, len(own) + weight)
         residuals = np.stack([features[m] - means[labels[m]] for m in members])
-        spread = residuals.T @ residuals / len(members)
+        counted = np.ones(len(members)) if prior is None else weights[labels[members]]
+        spread = sum(w * np.outer(r, r) for w, r in zip(counted, residuals, strict=True)) / counted.sum()
         return means, spread + SHRINK * np.trace(spread) / dims * np.eye(dims)
 
     everybody = usual(rows, None)
@@ -79,6 +82,18 @@ def test_labels_without_a_probe_and_no_features_are_answered(tmp_path):
     labels = np.repeat([0, 1, 2], 30)
     assert np.isfinite(strangeness([tmp_path / "a.npy"], labels, np.arange(90), np.arange(40))[0]).all()
     assert (strangeness([], labels, np.arange(90), np.arange(40))[0] == 0).all()
+
+
+def test_a_class_with_few_probes_is_not_strange_as_a_whole(tmp_path):
+    """Its own wide direction is known from its few probes, each of which counts for more."""
+    generator = np.random.default_rng(0)
+    labels = np.arange(4000) % 2
+    features = generator.normal(size=(4000, 6))
+    features[labels == 1, 2] *= 4
+    run.save_array(tmp_path / "a.npy", features.astype(np.float16))
+    probes = np.sort(np.r_[np.flatnonzero(labels == 0)[:150], np.flatnonzero(labels == 1)[:75]])
+    found, _ = strangeness([tmp_path / "a.npy"], labels, np.arange(4000), probes)
+    assert abs(np.median(found[labels == 0]) - np.median(found[labels == 1])) < 0.1
 
 
 def test_a_probe_keeps_no_better_company_than_others(tmp_path):

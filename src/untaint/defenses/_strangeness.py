@@ -3,7 +3,9 @@
 Two squared Mahalanobis distances to what is usual for the example's label, one by the mean and the
 spread of the probes, one by those of all examples. A direction of the features along which many
 examples differ and no probe does, as a trigger makes it, is wide for everybody and narrow for the
-probes; the logarithm of the ratio is large there. A hard clean picture is strange to both.
+probes; the logarithm of the ratio is large there. A hard clean picture is strange to both. A class
+that happens to have few probes would be strange as a whole: each probe counts by how much rarer its
+class is among the probes than among all examples.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from untaint import run
 __all__ = ["strangeness"]
 
 SHRINK = 0.1  # share of the mean variance that is added in every direction
-PRIOR = 3.0  # a class's mean over all examples counts as so many probes
+PRIOR = 10.0  # a class's mean over all examples counts as so many probes
+RARER = 3.0  # a probe counts for no more, and one over it for no less
 BLOCK = 16_384
 
 
@@ -39,12 +42,13 @@ def strangeness(
     be were that probe none: a probe makes familiar what lies around it, and would otherwise
     keep better company than other clean rows.
     """
+    weights = _weights(labels, rows, probes)
     total = np.zeros(len(labels))
     around = [np.zeros(len(others)) for others in near]
     for path in files:
         features = run.load_array(path)
         everybody = _Usual.of(features, labels, rows)
-        probed = _Usual.of(features, labels, probes, everybody.means)
+        probed = _Usual.of(features, labels, probes, everybody.means, weights)
         for part in _parts(rows):
             familiar, usual = probed.squared(features, labels, part), everybody.squared(features, labels, part)
             mine = np.isin(part, probes)
@@ -58,6 +62,14 @@ def strangeness(
     result = np.full(len(labels), np.nan, dtype=np.float32)
     result[rows] = total[rows] / max(1, len(files))
     return result, [(sums / max(1, len(files))).astype(np.float32) for sums in around]
+
+
+def _weights(labels: NDArray[np.int64], rows: NDArray[np.int64], probes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return what a probe of each label counts, float64 (labels,); the mean over the probes is 1."""
+    classes = int(labels.max()) + 1
+    wanted, there = (np.bincount(labels[members], minlength=classes) / len(members) for members in (rows, probes))
+    weights = np.clip(wanted / np.maximum(there, 1e-9), 1 / RARER, RARER)
+    return np.asarray(weights / weights[labels[probes]].mean())
 
 
 def _log_ratio(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -76,6 +88,7 @@ class _Usual:
     inverse: NDArray[np.float64]  # of the shrunk covariance (dims, dims)
     counts: NDArray[np.float64]  # members per label, the prior included
     members: int
+    weights: NDArray[np.float64]  # of a member of each label in the spread
 
     @classmethod
     def of(
@@ -84,9 +97,11 @@ class _Usual:
         labels: NDArray[np.int64],
         members: NDArray[np.int64],
         prior: NDArray[np.float64] | None = None,
+        weights: NDArray[np.float64] | None = None,
     ) -> _Usual:
         """Measure some members; with ``prior`` (labels, dims) every mean is drawn towards it."""
         classes, dims = int(labels.max()) + 1, features.shape[1]
+        weights = np.ones(classes) if weights is None else weights
         weight = 0.0 if prior is None else PRIOR
         sums = np.zeros((classes, dims)) if prior is None else weight * prior
         counts = np.full(classes, weight)
@@ -99,10 +114,10 @@ class _Usual:
         scatter = np.zeros((dims, dims))
         for part in _parts(members):
             residual: NDArray[np.float64] = features[part].astype(np.float64) - means[labels[part]]
-            scatter += residual.T @ residual
+            scatter += residual.T @ (residual * weights[labels[part], None])
         covariance = scatter / max(1, len(members))
         covariance[np.diag_indices(dims)] += SHRINK * float(np.trace(covariance)) / dims + 1e-9
-        return cls(means, np.asarray(np.linalg.inv(covariance)), counts, len(members))
+        return cls(means, np.asarray(np.linalg.inv(covariance)), counts, len(members), weights)
 
     def squared(
         self, features: NDArray[np.float16], labels: NDArray[np.int64], rows: NDArray[np.int64]
@@ -116,13 +131,14 @@ class _Usual:
     ) -> NDArray[np.float64]:
         """Return the squared distance of rows of a member's label, had that member not been measured."""
         label = labels[member]
+        weight = self.weights[label]
         own = features[member].astype(np.float64) - self.means[label]
         moved = own / max(self.counts[label] - 1, 1e-6)
         residual = features[rows].astype(np.float64) - self.means[label] + moved
         towards = self.inverse @ own
-        more = np.square(residual @ towards) / max(self.members - float(own @ towards), 1e-6)
+        more = weight * np.square(residual @ towards) / max(self.members - weight * float(own @ towards), 1e-6)
         squared = np.einsum("rd,rd->r", residual @ self.inverse, residual) + more
-        return np.asarray(squared * (self.members - 1) / self.members)
+        return np.asarray(squared * (self.members - weight) / self.members)
 
     def without(self, squared: NDArray[np.float64], labels: NDArray[np.int64]) -> NDArray[np.float64]:
         """Return the squared distances of members as they would be had each not been measured itself.
@@ -131,5 +147,6 @@ class _Usual:
         spread stays as it was.
         """
         share = self.counts[labels] / np.maximum(self.counts[labels] - 1, 1e-6)
-        left = squared / np.maximum(1 - squared / self.members, 1e-6)
-        return np.asarray(left * share**2 * (self.members - 1) / self.members)
+        weights = self.weights[labels]
+        left = squared / np.maximum(1 - weights * squared / self.members, 1e-6)
+        return np.asarray(left * share**2 * (self.members - weights) / self.members)

@@ -7,8 +7,8 @@
 2. Two signs need no witness: the row's trajectories are far from the probes', and its features are
    stranger to the probes than to everybody. Poison comes in company, so that each sign counts again
    as the median over a row's nearest neighbours of the same label in the watchers' early features.
-   The rows that are least suspicious by all of these are trusted: half of all, and at least a fifth
-   of each class.
+   What the probes of a class have more of than all probes is no sign in that class. The rows that
+   are least suspicious by all of these are trusted: half of all, and at least a fifth of each class.
 3. A witness is trained on the trusted rows alone.
 4. The third sign: the watchers explain the row's label better than the witness does. A hard or
    wrongly labelled picture is explained by neither; poison is explained even out of fold, by the
@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses._figures import bounded, largest, ranked, scaled
+from untaint.defenses._figures import beside_probes, bounded, largest, ranked, scaled
 from untaint.defenses._trust import trust
 from untaint.defenses._view import View
 from untaint.defenses.base import Detector, Task
@@ -109,6 +109,8 @@ class CrossExamination(Detector):
             "strangeness": [view.strangeness for view in views],
             "strangeness" + COMPANY: [view.strange_company for view in views],
         }
+        labels, probes = task.examples.labels, task.probes
+        signs = {name: [beside_probes(values, labels, probes) for values in sign] for name, sign in signs.items()}
         suspicion = ranked(*(largest([ranked(values) for values in sign]) for sign in signs.values()))
         trusted = trust(task, suspicion, self.trusted, self.floor)
         witness = self._witness(task, trusted)
