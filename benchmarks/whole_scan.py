@@ -102,12 +102,13 @@ def main() -> None:
             "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
         },
     }
-    models = {"cross-examination": run / "model"}
+    models = {"cross-examination": run / "model"} if summary["clean_model"] else {}  # none with --scan=--no-retrain
     if given.undefended:
         models = {"undefended": out / "undefended", **models}
         if not (out / "undefended" / "done.json").exists():
             untaint("train", data, "--out", out / "undefended", *given.scan)
-    facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
+    if models:
+        facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
     facts |= {"hardware": summary["hardware"], "versions": summary["versions"]}
     path = Path("results") / f"{given.name}.json"
     path.parent.mkdir(exist_ok=True)
