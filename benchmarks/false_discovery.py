@@ -3,7 +3,7 @@
     python benchmarks/false_discovery.py
 
 Prints, for clean scores of several shapes: how many clean rows are set aside where nothing is poisoned, and with
-poison (normal, at 8 spreads of the normal clean scores) which share of it is found and which share of what is set
+poison (normal, 8 standard deviations of the clean scores away) which share of it is found and which share of what is set
 aside is clean. The rule is asked for q = 0.1; means of 12 draws of 10,000 rows, 250 of them probes unless said.
 """
 

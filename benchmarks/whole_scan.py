@@ -106,7 +106,9 @@ def main() -> None:
     if given.undefended:
         models = {"undefended": out / "undefended", **models}
         if not (out / "undefended" / "done.json").exists():
-            untaint("train", data, "--out", out / "undefended", *given.scan)
+            untaint(
+                "train", data, "--out", out / "undefended", *(word for word in given.scan if word != "--no-retrain")
+            )
     if models:
         facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
     facts |= {"hardware": summary["hardware"], "versions": summary["versions"]}

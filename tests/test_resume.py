@@ -239,6 +239,17 @@ def test_ctrl_c_leaves_a_run_that_goes_on(tmp_path):
     assert any("stages are done already" in remark for remark in listening.remarks)
 
 
+def test_a_scan_without_a_clean_model_may_be_given_one_later(tmp_path):
+    out = tmp_path / "run"
+    assert again(out, retrain=False).summary["clean_model"] is None
+    assert not (out / "model").exists()
+    listening = Stopping(10**9)
+    again(out, progress=listening)
+    assert [step[0] for step in listening.steps if step[0].startswith(("watch", "train"))] == ["train the clean model"]
+    again(tmp_path / "whole")
+    same(out, tmp_path / "whole")
+
+
 @pytest.fixture
 def copy(tmp_path, scanned):
     return Path(shutil.copytree(scanned, tmp_path / "copy"))
