@@ -82,6 +82,17 @@ def figures(values: np.ndarray, ledger: Ledger) -> dict[str, Any]:
     return found
 
 
+def set_aside(rejected: np.ndarray, rule: str, note: str, ledger: Ledger) -> dict[str, Any]:
+    """What the rule did: how many it set aside, and how many of each attack and of no attack are among them."""
+    return {
+        "rule": rule,
+        "note": note,
+        "rejected": int(rejected.sum()),
+        "clean among them": int(rejected[ledger.clean()].sum()),
+        "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
+    }
+
+
 def badloss(
     dirty: Examples, ledger: Ledger, probes: np.ndarray, chosen: Preset, out: Path, bars: Progress
 ) -> dict[str, Any]:
@@ -139,13 +150,7 @@ def main() -> None:
         **({"seconds": stages} if len(stages) == trained else {}),
         **({} if given.skip_badloss else badloss(dirty, ledger, probes, chosen, given.out, bars)),
         "cross-examination": figures(result.scores.values, ledger),
-        "set aside": {
-            "rule": result.verdict.rule,
-            "note": result.verdict.note,
-            "rejected": int(rejected.sum()),
-            "clean among them": int(rejected[ledger.clean()].sum()),
-            "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
-        },
+        "set aside": set_aside(rejected, result.verdict.rule, result.verdict.note, ledger),
     }
     if not given.skip_models:
         undefended = train(dirty, out=given.out / "undefended", preset=chosen, progress=bars)

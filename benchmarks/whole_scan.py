@@ -1,18 +1,19 @@
 """A whole scan by the command line, as a user makes it: what it found, how long it took, how much memory it needed.
 
-    python benchmarks/whole_scan.py cifar10-files PATH --out runs/cifar10-files [--undefended]
+    python benchmarks/whole_scan.py cifar10-files PATH --out runs/cifar10-files [--undefended] [--random]
 
 Draws 250 probes from PATH, writes it again with poison by five attackers at once (the probes stay clean), scans
 what was written, and evaluates the clean model on the untouched and the triggered test pictures; with
---undefended, a model trained on everything too. Each step is one untaint command, skipped if it was done. Writes
-results/NAME.json, with the scan's wall-clock seconds and peak resident memory, the pixel cache's pages included.
+--undefended and --random, a model trained on everything and one trained without as many pictures drawn at random,
+too. Each step is one untaint command, skipped if it was done. Writes results/NAME.json, with the scan's wall-clock
+seconds and peak resident memory, the pixel cache's pages included.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import os
 import subprocess
 import sys
 import time
@@ -21,9 +22,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from detection import ATTACKS_USED, figures
+from detection import ATTACKS_USED, figures, set_aside
 
+from untaint import rng
 from untaint.poisoning import Ledger
+from untaint.run import write_keys
 
 
 def untaint(*words: object, quiet: bool = False) -> str:
@@ -38,11 +41,29 @@ def scanned(data: Path, probes: Path, out: Path, given: list[str]) -> dict[str, 
     facts = out.with_name(out.name + ".cost.json")
     if not facts.exists():
         begun, resumed = time.monotonic(), (out / "data.json").exists()
-        untaint("scan", data, "--probes", probes, "--out", out, *given)
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # KiB on Linux
+        command = [sys.executable, "-m", "untaint", "scan", data, "--probes", probes, "--out", out, *given]
+        print("$ untaint", *command[3:], flush=True)
+        _, status, used = os.wait4(subprocess.Popen(list(map(str, command))).pid, 0)
+        if status:
+            sys.exit(f"the scan ended with exit code {os.waitstatus_to_exitcode(status)}.")
+        peak = used.ru_maxrss / 1024  # KiB on Linux
         cost = {"seconds": round(time.monotonic() - begun), "peak_mib": round(peak), "resumed": resumed}
         facts.write_text(json.dumps(cost) + "\n")
     return dict(json.loads(facts.read_text()))
+
+
+def trained(data: Path, out: Path, options: list[str]) -> Path:
+    """Train a model to compare with, if that was not done; return its folder."""
+    if not (out / "done.json").exists():
+        untaint("train", data, "--out", out, *options)
+    return out
+
+
+def write_random(path: Path, scores: dict[str, list[Any]], count: int) -> Path:
+    """Write the keys of as many rows as were set aside, none of them a probe, drawn at random."""
+    able = np.array([row for row, probe in enumerate(scores["probe"]) if not probe], dtype=np.int64)
+    write_keys(path, (scores["key"][row] for row in rng.choose(1, "control", able, count)))
+    return path
 
 
 def accuracies(model: Path, data: Path) -> dict[str, float]:
@@ -69,6 +90,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--attack", action="append")
     parser.add_argument("--undefended", action="store_true", help="also train and evaluate a model on everything")
+    parser.add_argument("--random", action="store_true", help="also a model trained without as many drawn at random")
     parser.add_argument("--scan", action="append", default=[], metavar="OPTION", help="such as --scan=--augment=crop")
     given = parser.parse_args()
     out: Path = given.out
@@ -94,21 +116,15 @@ def main() -> None:
         "seconds": summary["stages"],
         "scan": cost,
         "cross-examination": figures(values, ledger),
-        "set aside": {
-            "rule": summary["rule"]["text"],
-            "note": summary["rule"]["note"],
-            "rejected": int(rejected.sum()),
-            "clean among them": int(rejected[ledger.clean()].sum()),
-            "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
-        },
+        "set aside": set_aside(rejected, summary["rule"]["text"], summary["rule"]["note"], ledger),
     }
     models = {"cross-examination": run / "model"} if summary["clean_model"] else {}  # none with --scan=--no-retrain
+    options = [word for word in given.scan if word != "--no-retrain"]
     if given.undefended:
-        models = {"undefended": out / "undefended", **models}
-        if not (out / "undefended" / "done.json").exists():
-            untaint(
-                "train", data, "--out", out / "undefended", *(word for word in given.scan if word != "--no-retrain")
-            )
+        models = {"undefended": trained(data, out / "undefended", options), **models}
+    if given.random:
+        drawn = write_random(out / "random.txt", scores, int(rejected.sum()))
+        models["as many removed at random"] = trained(data, out / "random", [*options, "--without", str(drawn)])
     if models:
         facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
     facts |= {"hardware": summary["hardware"], "versions": summary["versions"]}

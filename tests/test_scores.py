@@ -11,7 +11,18 @@ from scipy.optimize import linprog
 
 from untaint import _modes, _null
 from untaint.errors import InputError, SpecError
-from untaint.scores import Above, FalseDiscovery, Fraction, Gap, KeepPerClass, Scores, Verdict, parse_rule, rule_text
+from untaint.scores import (
+    Above,
+    FalseDiscovery,
+    Fraction,
+    Gap,
+    KeepPerClass,
+    Scores,
+    Verdict,
+    in_turns,
+    parse_rule,
+    rule_text,
+)
 
 NOBODY = np.empty(0, dtype=np.int64)
 
@@ -361,3 +372,13 @@ def test_gap_finds_nothing_in_one_mode(clean):
 def test_gap_sets_nothing_aside_where_the_lesser_mode_is_the_less_suspicious():
     values, _ = mixture(0, CLEAN["normal"], 5_000, 0.2, -10)
     assert not decide(Gap(), values).rejected.any()
+
+
+@given(st.lists(st.integers(0, 5), max_size=60), st.integers(0, 80))
+def test_turns_go_round_the_classes(labels, count):
+    found = in_turns(np.array(labels, dtype=np.int64), count).tolist()
+    queues = {label: [i for i, own in enumerate(labels) if own == label] for label in labels}
+    expected: list[int] = []
+    while any(queues.values()):
+        expected += sorted(queue.pop(0) for queue in queues.values() if queue)
+    assert found == sorted(expected[:count])

@@ -17,11 +17,11 @@ from untaint.defenses.base import Detector, Task
 from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.report.marks import read_marks
-from untaint.scores import Scores, Verdict
+from untaint.scores import Scores, Verdict, in_turns
 
 __all__ = ["left_out", "marked", "obey", "write_findings"]
 
-PICTURED = 300  # of the most suspicious rows
+PICTURED = 300  # of the rows set aside, and of the most suspicious
 COMPARED = 8  # kept pictures per class beside them
 MOST_COMPARED = 400
 
@@ -134,11 +134,12 @@ def _write_table(
 
 
 def _write_pictures(task: Task, own: NDArray[np.int64], rejected: NDArray[np.int64], order: NDArray[np.int64]) -> None:
-    """Keep the pictures that the report shows: the worst, kept ones of every class, and some probes."""
+    """Keep the pictures that the report shows: the worst of each class and of all, kept ones, and some probes."""
     examples = task.examples
     if 0 in examples.images.strides and (task.scratch / "thumbnails.npy").exists():
         return  # scored again without the pictures: those kept before are better than grey
-    shown = [order[np.isin(order, rejected)][:PICTURED], order[:PICTURED]]
+    aside = order[np.isin(order, rejected)]
+    shown = [aside[in_turns(examples.labels[aside], PICTURED)], order[:PICTURED]]
     kept = np.setdiff1d(own, rejected)
     each = max(1, min(COMPARED, MOST_COMPARED // max(1, len(examples.class_names))))
     for label in range(len(examples.class_names)):

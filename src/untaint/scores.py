@@ -32,6 +32,7 @@ __all__ = [
     "Rule",
     "Scores",
     "Verdict",
+    "in_turns",
     "parse_rule",
     "rule_text",
 ]
@@ -272,3 +273,16 @@ def _verdict(
         rule=rule_text(rule),
         note=note,
     )
+
+
+def in_turns(labels: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """Return which ``count`` entries to look at when every class is given its turn: positions, ascending.
+
+    ``labels``: classes of the entries, most suspicious first. The first of each class is taken, then the second of
+    each, and so on, so that no class hides the others behind it.
+    """
+    by_class = np.argsort(labels, kind="stable")
+    ordered = np.asarray(labels)[by_class]
+    turn = np.empty(len(ordered), dtype=np.int64)
+    turn[by_class] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    return np.sort(np.argsort(turn, kind="stable")[:count])

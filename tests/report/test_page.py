@@ -79,6 +79,21 @@ def test_never_more_pictures_than_asked_and_the_rest_listed(make_run, most):
     assert {len(rest[column]) for column in ("keys", "labels", "scores", "ps", "reasons")} == {len(rest["keys"])}
 
 
+def test_every_class_gets_pictures_however_many_are_set_aside_in_another(make_run):
+    labels = np.where(np.arange(400) % 10 == 0, 5, 3)
+    findings = Findings.read(make_run(rows=400, rejected=300, labels=labels, thumbnails=400).folder)
+    table = findings.table
+    names = np.array(table.texts("label", np.arange(400)))
+    chosen = select(findings, 80).suspects
+    assert table.rejected[chosen].all()
+    assert (np.diff(table.rank[chosen]) > 0).all()
+    for name in set(names[table.rejected]):
+        own = table.rank[table.rejected & (names == name)]
+        shown = table.rank[chosen[names[chosen] == name]]
+        assert len(shown) >= min(len(own), 80 // len(set(names[table.rejected])))
+        assert set(shown) == set(np.sort(own)[: len(shown)])
+
+
 def test_nothing_rejected_is_said_plainly_and_the_worst_are_shown(make_run):
     page = page_of(write_report(make_run(rows=300, rejected=0).folder))
     assert "Nothing was set aside: none of 300 pictures stands out clearly enough." in page.text

@@ -99,6 +99,12 @@ class Table:
         return self._numbers("probe", "bool")
 
     @cached_property
+    def classes(self) -> NDArray[np.int64]:
+        """Label of each entry as a number of its own: int64."""
+        labels = self.data.column("label").combine_chunks().dictionary_encode()
+        return np.asarray(labels.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)
+
+    @cached_property
     def rejected(self) -> NDArray[np.bool_]:
         """Whether each entry was set aside: bool."""
         return np.asarray(pc.equal(self.data.column("verdict").cast(pa.string()), "rejected").to_numpy(), dtype=bool)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.report.reading import Findings, Table
+from untaint.scores import in_turns
 
 __all__ = ["Selection", "select"]
 
@@ -47,7 +48,7 @@ def _close(table: Table, pictured: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def select(findings: Findings, max_pictures: int) -> Selection:
-    """Choose at most ``max_pictures`` suspects, and what is shown beside them and listed after them.
+    """Choose at most ``max_pictures`` suspects, each class in its turn, and what is shown beside and listed after them.
 
     A run that kept no pictures at all shows its worst entries without.
     """
@@ -55,7 +56,8 @@ def select(findings: Findings, max_pictures: int) -> Selection:
     rejected = _by_rank(table, np.flatnonzero(table.rejected))
     if not len(pictured):
         pictured = np.arange(len(table))
-    shown = rejected[np.isin(rejected, pictured)][:max_pictures]
+    shown = rejected[np.isin(rejected, pictured)]
+    shown = shown[in_turns(table.classes[shown], max_pictures)]
     suspects = np.concatenate([shown, _close(table, pictured)[: max_pictures - len(shown)]])
     picture_of = {int(position): index for index, position in enumerate(findings.pictured)}
     return Selection(
