@@ -84,7 +84,8 @@ def test_the_run_holds_what_the_design_says(scanned):
     summary = run.read_json(scanned.run / "summary.json")
     assert [entry["name"] for entry in summary["stages"]] == list(stages)
     assert all(entry["seconds"] >= 0 for entry in summary["stages"])
-    assert summary["counts"] == {"scored": 90, "rejected": 18, "kept": 72, "probes": len(PROBES)}
+    counts = {"scored": 90, "rejected": 18, "kept": 72, "probes": len(PROBES)}
+    assert summary["counts"] == {**counts, "doubtful_probes": len(run.read_keys(scanned.run / "doubtful_probes.txt"))}
     assert {"python", "torch", "untaint"} <= set(summary["versions"])
     assert [entry["rows"] for entry in summary["per_class"]] == [30, 30, 30]
     assert "18 of 90 pictures set aside" in repr(scanned)

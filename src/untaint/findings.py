@@ -24,6 +24,7 @@ __all__ = ["left_out", "marked", "obey", "write_findings"]
 PICTURED = 300  # of the rows set aside, and of the most suspicious
 COMPARED = 8  # kept pictures per class beside them
 MOST_COMPARED = 400
+DOUBTED = 60  # probes that score like what was set aside
 
 
 def obey(verdict: Verdict, marks: Path | None, task: Task) -> Verdict:
@@ -62,7 +63,7 @@ def left_out(examples: Examples, without: Path | None, marks: Path | None) -> ND
 def write_findings(
     task: Task, detector: Detector, scores: Scores, verdict: Verdict, summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write scores.parquet, kept.txt, rejected.txt, unreadable.txt, thumbnails and summary.json; returns the summary."""
+    """Write the table of scores, lists of keys, thumbnails and summary.json; returns the summary."""
     out, examples = task.scratch, task.examples
     own = np.setdiff1d(examples.rows, task.outside)
     rejected = np.intersect1d(np.flatnonzero(verdict.rejected), own)
@@ -74,7 +75,9 @@ def write_findings(
     run.write_keys(out / "kept.txt", (examples.keys[row] for row in np.setdiff1d(own, rejected)))
     run.write_keys(out / "unreadable.txt", examples.unreadable, examples.unreadable)
     run.save_array(out / "probes.npy", task.probes)
-    _write_pictures(task, own, rejected, order)
+    doubtful = doubtful_probes(scores, verdict, np.intersect1d(task.probes, own))
+    run.write_keys(out / "doubtful_probes.txt", (examples.keys[row] for row in doubtful))
+    _write_pictures(task, own, rejected, order, doubtful)
     per_class = np.bincount(examples.labels[rejected], minlength=len(examples.class_names))
     totals = np.bincount(examples.labels[own], minlength=len(examples.class_names))
     whole = {
@@ -90,6 +93,7 @@ def write_findings(
             "rejected": len(rejected),
             "kept": len(own) - len(rejected),
             "probes": len(task.probes),
+            "doubtful_probes": len(doubtful),
         },
         "per_class": [
             {"name": name, "rows": int(totals[label]), "rejected": int(per_class[label])}
@@ -100,6 +104,14 @@ def write_findings(
     }
     run.write_json(out / "summary.json", whole)
     return whole
+
+
+def doubtful_probes(scores: Scores, verdict: Verdict, probes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the probes that would have been set aside, had they not been vouched for; the most suspicious first."""
+    if verdict.threshold is None or not verdict.rejected.any():
+        return probes[:0]
+    values = scores.values[probes]
+    return probes[np.argsort(-values, kind="stable")][: int((values >= verdict.threshold).sum())]
 
 
 def _size_limit(size: tuple[int, ...]) -> list[str]:
@@ -133,8 +145,14 @@ def _write_table(
         pq.write_table(pa.table(columns), file, compression="zstd")
 
 
-def _write_pictures(task: Task, own: NDArray[np.int64], rejected: NDArray[np.int64], order: NDArray[np.int64]) -> None:
-    """Keep the pictures that the report shows: the worst of each class and of all, kept ones, and some probes."""
+def _write_pictures(
+    task: Task,
+    own: NDArray[np.int64],
+    rejected: NDArray[np.int64],
+    order: NDArray[np.int64],
+    doubtful: NDArray[np.int64],
+) -> None:
+    """Keep the pictures that the report shows: the worst of each class and of all, kept ones, and probes."""
     examples = task.examples
     if 0 in examples.images.strides and (task.scratch / "thumbnails.npy").exists():
         return  # scored again without the pictures: those kept before are better than grey
@@ -144,7 +162,7 @@ def _write_pictures(task: Task, own: NDArray[np.int64], rejected: NDArray[np.int
     each = max(1, min(COMPARED, MOST_COMPARED // max(1, len(examples.class_names))))
     for label in range(len(examples.class_names)):
         shown.append(rng.choose(0, "beside", kept[examples.labels[kept] == label], each))
-    shown.append(task.probes[:: max(1, len(task.probes) // 50)])
+    shown += [task.probes[:: max(1, len(task.probes) // 50)], doubtful[:DOUBTED]]
     rows = np.unique(np.concatenate(shown))
     run.save_array(task.scratch / "thumbnails_rows.npy", rows)
     run.save_array(task.scratch / "thumbnails.npy", np.asarray(examples.images[rows]))

@@ -157,6 +157,25 @@ def test_score_decides_again_with_marks(scanned: Made, tmp_path: Path) -> None:
     assert lines(run / "rejected.txt") == rejected
 
 
+def test_probes_that_score_like_what_was_set_aside_are_named(scanned: Made, probes: Made) -> None:
+    run, _ = scanned
+    try:
+        outcome = told("score", run, "--reject", "fraction:share=0.8")
+        assert outcome.code == 0, outcome.err
+        table = pq.read_table(run / "scores.parquet").to_pandas()
+        threshold = table.score[table.verdict == "rejected"].min()
+        expected = table[table.probe & (table.score >= threshold)].sort_values("score", ascending=False)
+        assert 20 < len(expected) <= 60
+        assert lines(run / "doubtful_probes.txt") == list(expected.key)
+        assert f"{len(expected)} of 60 probes score like what was set aside" in outcome.out
+        assert str(run / "doubtful_probes.txt") in outcome.out
+        page = (run / "report.html").read_text("utf-8")
+        assert page.count('class="open probe"') >= len(expected)
+    finally:
+        assert told("score", run, "--reject", "fraction:share=0.1").code == 0
+    assert len(lines(run / "doubtful_probes.txt")) < 20
+
+
 def test_score_without_finds_gives_0_with_check(scanned: Made) -> None:
     run, _ = scanned
     try:

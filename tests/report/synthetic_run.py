@@ -73,9 +73,13 @@ def build(
     thumbnails: int = 300,
     pictures: np.ndarray | None = None,
     labels: np.ndarray | None = None,
+    doubted: int = 0,
     **summary: object,
 ) -> Synthetic:
-    """Write a whole run directory; the last ``rejected`` rows are the poisoned ones, mostly of class 3."""
+    """Write a whole run directory; the last ``rejected`` rows are the poisoned ones, mostly of class 3.
+
+    ``doubted``: probes that score like them.
+    """
     random = np.random.default_rng(7)
     names = [NAMES[i] if i < len(NAMES) else f"class {i}" for i in range(classes)]
     labels = random.integers(0, classes, rows) if labels is None else labels
@@ -88,6 +92,7 @@ def build(
     score = np.where(bad, random.normal(5.5, 1.1, rows).clip(3.2), random.normal(0, 1, rows).clip(-4, 3.0)).astype(
         np.float32
     )
+    score[np.flatnonzero(probe)[:doubted]] = 5
     rank = np.empty(rows, dtype=np.int64)
     rank[np.argsort(-score, kind="stable")] = np.arange(1, rows + 1)
     keys = keys or [f"{names[label]}/{row:05d}.png" for row, label in enumerate(labels)]

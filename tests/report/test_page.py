@@ -79,6 +79,27 @@ def test_never_more_pictures_than_asked_and_the_rest_listed(make_run, most):
     assert {len(rest[column]) for column in ("keys", "labels", "scores", "ps", "reasons")} == {len(rest["keys"])}
 
 
+def test_probes_that_reach_the_threshold_are_shown(make_run):
+    made = make_run(rows=400, rejected=40, doubted=3)
+    page = page_of(write_report(made.folder))
+    assert "A poisoned probe hides its like." in page.text
+    shown = [
+        page.data["pictures"][int(one["data-i"])]
+        for one in page.having("button", "open")
+        if "probe" in one["class"].split()
+    ]
+    high = [one for one in shown if one["score"] == "5"]
+    assert len(high) == 3
+    assert {one["verdict"] for one in high} == {"probe"}
+    assert len({one["key"] for one in high}) == 3
+
+
+def test_probes_below_the_threshold_are_not_in_doubt(make_run):
+    for options in ({"rejected": 40}, {"rejected": 0, "doubted": 3}):
+        page = page_of(write_report(make_run(rows=400, **options).folder))
+        assert "hides its like" not in page.text
+
+
 def test_every_class_gets_pictures_however_many_are_set_aside_in_another(make_run):
     labels = np.where(np.arange(400) % 10 == 0, 5, 3)
     findings = Findings.read(make_run(rows=400, rejected=300, labels=labels, thumbnails=400).folder)

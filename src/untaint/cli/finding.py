@@ -135,6 +135,11 @@ def score(
     return _tell(result, as_json, check)
 
 
+def _doubted(count: int, probes: int) -> str:
+    which = f"{count} of {probes} probes score" if count > 1 else f"1 of {probes} probes scores"
+    return f"{which} like what was set aside; if one is not clean, take it out of your list and scan again"
+
+
 def _tell(result: Result, as_json: bool, check: bool) -> int:
     """Print what was found and what to do next."""
     summary = result.summary
@@ -154,6 +159,9 @@ def _tell(result: Result, as_json: bool, check: bool) -> int:
             print(f"{summary['unreadable']} pictures could not be read: {result.run / 'unreadable.txt'}")
         print(f"{summary['rule']['note']}\n")
         print(f"look at them   {result.run / 'report.html'}")
+        if counts["doubtful_probes"]:
+            print(f"probes too     {result.run / 'doubtful_probes.txt'}")
+            print(f"               ({_doubted(counts['doubtful_probes'], counts['probes'])})")
         print(f"their keys     {result.run / 'rejected.txt'}")
         if summary["clean_model"]:
             print(f"clean model    {result.run / 'model'}")

@@ -48,9 +48,8 @@ def write_report(run_folder: Path | str, out: Path | str | None = None, max_pict
 def _content(findings: Findings, chosen: Selection) -> dict[str, Any]:
     table, summary = findings.table, findings.summary
     rejected = int(table.rejected.sum())
-    positions = np.array(
-        [*chosen.suspects.tolist(), *(p for group in chosen.compared.values() for p in group)], dtype=np.int64
-    )
+    beside = [position for group in chosen.compared.values() for position in group]
+    positions = np.array([*chosen.suspects.tolist(), *beside, *chosen.doubted.tolist()], dtype=np.int64)
     pictures = _pictures(table, positions)
     uris, side = _uris(findings, chosen, positions)
     rest = _rest(table, chosen.listed)
@@ -62,6 +61,7 @@ def _content(findings: Findings, chosen: Selection) -> dict[str, Any]:
         "headline": words.headline(findings.total, rejected, findings.per_class),
         "certainty": words.certainty(findings.rule["text"], rejected),
         "check": _probes_check(table, findings.threshold),
+        "doubted": range(len(positions) - len(chosen.doubted), len(positions)),
         "rejected": rejected,
         "kept": int(summary["counts"].get("kept", len(table) - rejected)),
         "total": findings.total,

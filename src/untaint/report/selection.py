@@ -15,6 +15,7 @@ __all__ = ["Selection", "select"]
 CLOSE = 60  # kept pictures nearest to the threshold that are shown too; all that is shown when nothing was rejected
 COMPARED = 8  # pictures to compare with, per class
 COMPARED_IN_ALL = 600
+DOUBTED = 60
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,12 +23,14 @@ class Selection:
     """Positions in the table of scores, int64, most suspicious first.
 
     ``suspects``: shown with a picture; ``compared``: class name -> kept pictures, least suspicious
-    first; ``listed``: rejected without a picture. ``picture_of``: position -> index of its thumbnail.
+    first; ``listed``: rejected without a picture; ``doubted``: probes that reach the threshold.
+    ``picture_of``: position -> index of its thumbnail.
     """
 
     suspects: NDArray[np.int64]
     compared: dict[str, list[int]]
     listed: NDArray[np.int64]
+    doubted: NDArray[np.int64]
     picture_of: dict[int, int]
 
 
@@ -64,8 +67,18 @@ def select(findings: Findings, max_pictures: int) -> Selection:
         suspects=suspects,
         compared=_compared(findings, suspects),
         listed=rejected[~np.isin(rejected, suspects)],
+        doubted=_doubted(findings)[:max_pictures],
         picture_of=picture_of,
     )
+
+
+def _doubted(findings: Findings) -> NDArray[np.int64]:
+    """Return the pictured probes that would have been set aside, had they not been vouched for."""
+    table = findings.table
+    if not table.rejected.any():
+        return np.zeros(0, dtype=np.int64)
+    doubted = np.flatnonzero(table.probe & (table.score >= findings.threshold))
+    return _by_rank(table, doubted[np.isin(doubted, findings.pictured)])[:DOUBTED]
 
 
 def _compared(findings: Findings, suspects: NDArray[np.int64]) -> dict[str, list[int]]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import platform
+import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ __all__ = ["Trial", "autocast", "device", "hardware", "keyed", "trial"]
 
 TRIAL_BATCH = 64
 SMALL = 2_000_000  # weights; a larger model is tried on an eighth of the batch
+WARM = 2  # calls that set kernels up
+SECONDS = 1.0  # for so long each is timed: a busy machine is now fast, now slow
 
 
 def device(name: str | None = None) -> torch.device:
@@ -86,26 +89,41 @@ def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: t
             quick = [_timed(model, precision, size, where, TRIAL_BATCH // 8).train for precision in candidates]
             best = candidates[1] if quick[1] < 0.9 * quick[0] else candidates[0]
         small = sum(weights.numel() for weights in model.parameters()) < SMALL
-        return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8)
+        return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8, SECONDS)
 
 
 def _timed(
-    model: nn.Module, precision: Precision, size: tuple[int, int, int], where: torch.device, count: int
+    model: nn.Module,
+    precision: Precision,
+    size: tuple[int, int, int],
+    where: torch.device,
+    count: int,
+    seconds: float = 0.0,
 ) -> Trial:
+    """Time training steps and plain passes on ``count`` pictures, each for at least so many seconds."""
     copied = copy.deepcopy(model).to(where).train()
     images = torch.rand(count, *size, device=where).contiguous(memory_format=torch.channels_last)
-    training, evaluation = [], []
-    for _ in range(4):  # the first ones set kernels up
-        begin = time.perf_counter()
+
+    def train() -> None:
         with autocast(where, precision):
             loss = copied(images).float().square().mean()
         loss.backward()
         loss.item()  # waits for the device
-        training.append(time.perf_counter() - begin)
-    copied.eval()
-    with torch.inference_mode(), autocast(where, precision):
-        for _ in range(3):
-            begin = time.perf_counter()
+
+    def evaluate() -> None:
+        with torch.inference_mode(), autocast(where, precision):
             copied(images).sum().item()
-            evaluation.append(time.perf_counter() - begin)
-    return Trial(precision, min(training) / count, min(evaluation) / count)
+
+    training = _repeated(train, seconds)
+    copied.eval()
+    return Trial(precision, training / count, _repeated(evaluate, seconds) / count)
+
+
+def _repeated(call: Callable[[], None], seconds: float) -> float:
+    """Return the median duration of a call; the first two set kernels up and do not count."""
+    taken: list[float] = []
+    while len(taken) < WARM + 2 or sum(taken[WARM:]) < seconds:
+        begin = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[WARM:])

@@ -22,7 +22,7 @@ from untaint.errors import InputError, RunError, TrainingError
 from untaint.examples import Examples
 from untaint.models.build import build, features_of, head_of
 from untaint.progress import Progress, Silent, Step
-from untaint.recipe import Recipe
+from untaint.recipe import Precision, Recipe
 from untaint.recorder import Recorder
 from untaint.training import checkpoint
 from untaint.training.device import autocast, device, keyed, trial
@@ -133,12 +133,17 @@ class _Training:
                 raise RunError(
                     f"{self.out / name} was altered since it was written. Remove {self.out} and give the same command again."
                 )
-        self.precision = facts.get("precision") or trial(self.model, self.recipe, self.size, self.where).precision
+        self.precision = facts.get("precision") or self._precision()
         self.forward = torch.compile(self.model) if self.recipe.compile else self.model
         self.recorder: Recorder | None = None
         if self.watch is not None:
             recorded = sum(self.watch.wants(epoch) for epoch in range(self.epoch))
             self.recorder = Recorder(self.examples.labels, self.out, epoch=recorded)
+
+    def _precision(self) -> Precision:
+        if self.recipe.precision != "auto":
+            return self.recipe.precision
+        return trial(self.model, self.recipe, self.size, self.where).precision
 
     def batches(self) -> Iterator[NDArray[np.int64]]:
         """Go through the members in this epoch's order, in batches whose sizes differ by at most one."""
