@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["probes", "report", "scan", "score"]
 
 SET_ASIDE = 3  # exit code with --check
+WIDTH = 100  # columns of running text
 
 
 def scan(
@@ -157,7 +159,7 @@ def _tell(result: Result, as_json: bool, check: bool) -> int:
             print(terminal.table(("class", "pictures", "set aside", "share"), lines))
         if summary["unreadable"]:
             print(f"{summary['unreadable']} pictures could not be read: {result.run / 'unreadable.txt'}")
-        print(f"{summary['rule']['note']}\n")
+        print(textwrap.fill(summary["rule"]["note"], WIDTH), end="\n\n")
         print(f"look at them   {result.run / 'report.html'}")
         if counts["doubtful_probes"]:
             print(f"probes too     {result.run / 'doubtful_probes.txt'}")
