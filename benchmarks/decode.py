@@ -1,6 +1,6 @@
 """How fast pictures become training pixels: untaint beside ``datasets`` with a torch ``DataLoader``.
 
-    python benchmarks/decode.py [PATH] [--size 64] [--repeats 5] [--workers N]
+    python benchmarks/decode.py [PATH] [--name sample] [--size 64] [--repeats 5] [--workers N]
 
 Both sides read the same files, decode every picture, squash it to the same square and give uint8
 pixels, on the same cores. Not the same on both sides: untaint's time includes opening the source,
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from keeping import keep
 
 import untaint.sources as sources
 from untaint.sources import decode, loading, pool
@@ -88,13 +89,9 @@ def alone(path: str) -> float:
         return len(encoded) / (time.perf_counter() - begin)
 
 
-def spread(values: list[float], unit: str) -> str:
-    """Write min / median / max."""
-    return f"min {min(values):9.2f}   median {statistics.median(values):9.2f}   max {max(values):9.2f}  {unit}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--name", default="sample", help="what to call the pictures in the results")
     parser.add_argument("path", nargs="?", default=str(Path(__file__).parents[1] / "src/untaint/samples"))
     parser.add_argument("--size", type=int, help="pixels per side; as untaint.load chooses if not given")
     parser.add_argument("--repeats", type=int, default=5)
@@ -113,11 +110,15 @@ def main() -> None:
     for _ in range(options.repeats):
         mine.append(len(source) / ours(options.path, size))
         theirs.append(len(data) / peers(data, column, size, options.workers))
-    print(f"untaint.load           {spread(mine, 'pictures/s')}")
-    print(f"datasets + DataLoader  {spread(theirs, 'pictures/s')}")
-    print(f"ratio                  {spread([a / b for a, b in zip(mine, theirs, strict=True)], 'times')}")
     limit = [alone(options.path) * pool.cores() for _ in range(options.repeats)]
-    print(f"decoder alone          {spread(limit, 'pictures/s')}")
+    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
+    figure = (
+        f"{statistics.median(mine):,.0f} pictures/s, x{statistics.median(ratios):.2f} ({min(ratios):.2f} to "
+        f"{max(ratios):.2f}; {options.repeats} rounds) of `datasets` + `DataLoader`; the decoder alone "
+        f"{statistics.median(limit):,.0f}"
+    )
+    what = f"decoding {len(source):,} pictures of {options.name} to {size} x {size}"
+    keep(f"decode-{options.name}", [(what, figure, "")])
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """How fast, and in how much memory, the BaDLoss distance of many recorded rows is computed.
 
-    python benchmarks/scoring.py [--rows 1000000 5000000] [--epochs 30] [--probes 250] [--centre class]
+    python benchmarks/scoring.py [--rows 1000000 5000000] [--epochs 30] [--probes 250]
 
 Synthetic epoch files go to a temporary folder (4 bytes a row and epoch: 600 MB for five million).
 Memory is the process's own (anonymous) memory, above what it had before, less the result's 4 bytes a row; the
 memory-mapped epoch files are the system's to drop. Rows are read from the page cache as they were just written.
-Prints a line for people and one of JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import shutil
 import sys
 import tempfile
@@ -22,11 +19,13 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from keeping import keep
 
 from untaint import run
-from untaint.defenses._distance import THREADS, distances
+from untaint.defenses._distance import distances
 from untaint.trajectories import Trajectories
 
 
@@ -35,43 +34,44 @@ def main() -> None:
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 5_000_000])
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--probes", type=int, default=250)
-    parser.add_argument("--observable", default="ce")
-    parser.add_argument("--centre", default="none", choices=["none", "class"])
     given = parser.parse_args()
-    results = [measure(rows, given) for rows in sorted(given.rows)]
-    for result in results:
-        print(
-            f"{result['rows']:>12,} rows x {given.epochs} epochs, {given.probes} probes: {result['seconds']:.1f} s, "
-            f"{result['rows_per_second']:,} rows/s, {result['extra_memory_mb']:.0f} MB beyond the result"
-        )
-    settings = {"observable": given.observable, "centre": given.centre, "epochs": given.epochs, "probes": given.probes}
-    machine = {"cores": os.cpu_count(), "threads": THREADS, "machine": platform.machine(), "numpy": np.__version__}
-    print(json.dumps({"benchmark": "scoring", **settings, **machine, "results": results}))
+    figures = []
+    for observable, centre in (("ce", "none"), ("margin", "class")):
+        for rows in sorted(given.rows):
+            result = measure(rows, given.epochs, given.probes, {"observable": observable, "centre": centre})
+            figures.append(
+                (
+                    f"scoring {rows:,} rows, {given.epochs} epochs, {given.probes} probes, `{observable}`"
+                    + (", class-centred" if centre == "class" else ""),
+                    f"{result['rows_per_second']:,} rows/s, {result['extra_memory_mb']:.0f} MB beyond the result",
+                    "500,000 rows/s",
+                )
+            )
+    keep("scoring", figures)
 
 
-def measure(rows: int, given: argparse.Namespace) -> dict[str, float]:
-    needed = rows * given.epochs * 4
+def measure(rows: int, epochs: int, probes: int, options: dict[str, str]) -> dict[str, float]:
+    needed = rows * epochs * 4
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if free < 1.2 * needed:
         sys.exit(
             f"{tempfile.gettempdir()} has {free / 1e9:.1f} GB free, {1.2 * needed / 1e9:.1f} are needed. Set TMPDIR."
         )
     with tempfile.TemporaryDirectory() as folder:
-        write(Path(folder), rows, given.epochs)
+        write(Path(folder), rows, epochs)
         # a fresh process: one that wrote the files has freed memory left, which would hide growth
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-            return fresh.submit(score, Path(folder), given).result()
+            return fresh.submit(score, Path(folder), probes, options).result()
 
 
-def score(folder: Path, given: argparse.Namespace) -> dict[str, float]:
+def score(folder: Path, probes: int, options: dict[str, Any]) -> dict[str, float]:
     trajectories = Trajectories(folder)
     rows = trajectories.rows
     labels = np.arange(rows) % 10
-    options = {"observable": given.observable, "centre": given.centre, "labels": labels}
-    distances(trajectories, np.arange(2), observable=given.observable, k=1, epochs=[0])  # threads, libraries
+    distances(trajectories, np.arange(2), observable=options["observable"], k=1, epochs=[0])  # threads, libraries
     with Peak() as peak:
         begin = time.perf_counter()
-        result = distances(trajectories, np.arange(given.probes), **options)
+        result = distances(trajectories, np.arange(probes), labels=labels, **options)
         seconds = time.perf_counter() - begin
     assert np.isfinite(result).all()
     return {

@@ -1,7 +1,7 @@
 """Seconds until ``import untaint`` and ``untaint --help`` are done, in fresh processes.
 
 Run: python benchmarks/startup.py
-Prints the median and the least of some runs of each, beside an interpreter that does nothing.
+Writes the median of some runs of each, beside an interpreter that does nothing.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 
+from keeping import keep
+
 RUNS = 15
 COMMANDS = {
     "python -c pass": ["-c", "pass"],
     "import untaint": ["-c", "import untaint"],
     "untaint --help": ["-m", "untaint", "--help"],
     "untaint scan --help": ["-m", "untaint", "scan", "--help"],
-    "untaint --version": ["-m", "untaint", "--version"],
 }
 
 
@@ -34,12 +35,15 @@ def main() -> None:
     for _ in range(RUNS):  # in turn, so that a busy moment meets all alike
         for name, words in COMMANDS.items():
             taken[name].append(seconds(words))
-    print(f"{'':<22}{'median':>9}{'least':>9}   ({RUNS} runs, Python {sys.version.split()[0]})")
-    for name, times in taken.items():
-        print(f"{name:<22}{statistics.median(times):>7.3f} s{min(times):>7.3f} s")
     code = "import sys, untaint; sys.exit('torch' in sys.modules)"
-    brings = subprocess.run([sys.executable, "-c", code], check=False).returncode
-    print(f"import untaint brings torch: {'yes' if brings else 'no'}")
+    torch = "brings" if subprocess.run([sys.executable, "-c", code], check=False).returncode else "without"
+    figures = []
+    bare = statistics.median(taken["python -c pass"])
+    for name, limit in (("import untaint", "0.2 s"), ("untaint --help", "0.5 s"), ("untaint scan --help", "")):
+        middle = statistics.median(taken[name])
+        said = f", {torch} torch" if name == "import untaint" else ""
+        figures.append((f"`{name}`{said}", f"{middle:.2f} s (Python alone {bare:.2f} s; {RUNS} runs)", limit))
+    keep("startup", figures)
 
 
 if __name__ == "__main__":

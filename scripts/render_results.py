@@ -82,6 +82,17 @@ def section(facts: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def speed() -> str:
+    """One table of what the benchmarks of speed and memory measured."""
+    found = [json.loads(path.read_text()) for path in sorted(Path("results/speed").glob("*.json"))]
+    machines = sorted({f"{facts['hardware']}, torch {facts['torch']}" for facts in found})
+    rows = [[own["what"], own["figure"], own["limit"]] for facts in found for own in facts["figures"]]
+    said = "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth."
+    return "\n\n".join(
+        ["## Speed and memory", f"{'; '.join(machines)}. {said}", table(["what", "measured", "asked"], rows)]
+    )
+
+
 def main() -> None:
     found = [json.loads(path.read_text()) for path in sorted(Path("results").glob("*.json"))]
     whole = [
@@ -95,6 +106,7 @@ def main() -> None:
         "all its pictures: the company of a probe is judged without that probe, signs are taken beside the class's probes, "
         "and the rule reads off the quartiles how far clean scores reach to the right. The attacks are the published ones but for the lattice (a pattern blend at 0.1).",
         *map(section, found),
+        speed(),
     ]
     Path("docs/results.md").write_text("\n\n".join(whole) + "\n")
 

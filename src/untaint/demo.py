@@ -28,7 +28,6 @@ ATTACKERS = (
     "sinusoid:target=deer,class-rate=0.2",
 )
 PROBES = 250
-RETRAINED = 12  # epochs of the two models that are compared; the default is 16
 
 
 def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epochs: int | None = None) -> Result:
@@ -48,7 +47,6 @@ def run_demo(out: Path, progress: Progress, *, pictures: int | None = None, epoc
     print(f"{PROBES} pictures, drawn at random, are vouched for. The scan is told nothing else.\n")
     ledger.save(out.with_name(out.name + ".ledger.parquet"))
     chosen = preset("fast").changed(epochs=epochs, precision=None if pictures is None else "float32")
-    chosen = replace(chosen, retrain=replace(chosen.retrain, epochs=epochs or RETRAINED))
     progress.say("First, what happens without a defence:")
     undefended = train(dirty, out=out.with_name(out.name + ".undefended"), preset=chosen, progress=progress)
     progress.say("Now the scan:")

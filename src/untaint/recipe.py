@@ -147,6 +147,7 @@ class Preset:
 
 
 _FAST = Recipe(epochs=8, optimizer="muon", learning_rate=0.05, weight_decay=0.5)
+_AUGMENTED = replace(_FAST, augment="crop-flip", epochs=12)
 # ResNet-50, AdamW, cosine over the full horizon, pixels in [0, 1], loss clamped (METHODS of the paper)
 _PAPER = Recipe(
     model="resnet50",
@@ -167,8 +168,8 @@ PRESETS: dict[str, Preset] = {
         detector="cross-examination",
         reject="false-discovery:q=0.1",
         watch=_FAST,
-        witness=replace(_FAST, augment="crop-flip", epochs=12),
-        retrain=replace(_FAST, augment="crop-flip", epochs=16),
+        witness=_AUGMENTED,
+        retrain=_AUGMENTED,
     ),
     "paper": Preset(
         name="paper",
