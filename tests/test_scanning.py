@@ -190,6 +190,8 @@ def test_a_run_of_badloss_is_scored_again_with_other_options_and_probes(tmp_path
     others = ut.score(tmp_path / "run", detector="badloss:k=5", probes=np.arange(40)).scores.values
     assert not np.allclose(plain, margin)
     assert not np.allclose(plain, others)
+    own = ut.score(tmp_path / "run", detector=BaDLoss(k=5)).scores.values
+    assert np.array_equal(plain, own)  # other probes were for once, the run's own stay
     with pytest.raises(RunError, match=r"was made by badloss\. Run another detector anew: untaint scan"):
         ut.score(tmp_path / "run", detector="cross-examination")
 
@@ -398,7 +400,7 @@ def test_a_model_is_trained_on_what_is_kept_and_given_back(tmp_path):
     assert run.read_json(tmp_path / "model" / "model.json")["rows"] == 60
     with pytest.raises(RunError, match=r"recipe.epochs = 2, now it is 3"):
         ut.train(examples, preset=preset(epochs=3), out=tmp_path / "model")
-    with pytest.raises(RunError, match="begun with data ="):
+    with pytest.raises(RunError, match=r"was begun with other data\. Give the same data to continue it"):
         ut.train(pictures(90), preset=preset(epochs=2), out=tmp_path / "model")
     ut.train(examples, preset=preset(epochs=1), out=tmp_path / "own", model=WithDropout)
     with pytest.raises(RunError, match=r"recipe.epochs = 1, now it is 2"):

@@ -33,6 +33,13 @@ def recorded(tmp_path, tables):
     return Trajectories(tmp_path)
 
 
+def test_the_thousandth_epoch_comes_after_the_others(tmp_path):
+    for name in ("scaled-logit", "margin", "predicted"):
+        for epoch in (998, 999, 1000):
+            run.save_array(tmp_path / name / f"epoch_{epoch:03d}.npy", np.full(2, epoch, dtype=np.float32))
+    assert Trajectories(tmp_path).read("margin").tolist() == [[998, 999, 1000]] * 2
+
+
 @given(LOGITS)
 def test_losses_follow_from_the_scaled_logit_to_float32_accuracy(logits):
     exact = np.logaddexp(0, -logits.astype(np.float64))

@@ -74,7 +74,6 @@ def write_findings(
     run.write_keys(out / "rejected.txt", (examples.keys[row] for row in rejected))
     run.write_keys(out / "kept.txt", (examples.keys[row] for row in np.setdiff1d(own, rejected)))
     run.write_keys(out / "unreadable.txt", examples.unreadable, examples.unreadable)
-    run.save_array(out / "probes.npy", task.probes)
     doubtful = doubtful_probes(scores, verdict, np.intersect1d(task.probes, own))
     run.write_keys(out / "doubtful_probes.txt", (examples.keys[row] for row in doubtful))
     _write_pictures(task, own, rejected, order, doubtful)

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from untaint import rng, run
 from untaint.errors import InputError, RunError, TrainingError
+from untaint.trajectories import epoch_files, epoch_of
 
 __all__ = ["Recorder", "observe"]
 
@@ -54,7 +55,7 @@ class Recorder:
         """Begin, or go on at ``epoch``; refuses a folder that holds epochs when none is given."""
         self.labels = np.asarray(labels if isinstance(labels, np.ndarray) else list(labels), dtype=np.int64)
         self.out = Path(out)
-        present = len(list((self.out / "trajectories" / "scaled-logit").glob("epoch_*.npy")))
+        present = len(epoch_files(self.out / "trajectories" / "scaled-logit"))
         if epoch is None and present:
             raise RunError(f"{out} already holds {present} epochs. Give epoch={present} to go on, or another folder.")
         if epoch is not None and epoch > present:
@@ -75,8 +76,8 @@ class Recorder:
 
     def _drop(self, first: int) -> None:
         for folder in ("trajectories/scaled-logit", "trajectories/margin", "trajectories/predicted", "features"):
-            for path in (self.out / folder).glob("epoch_*.npy"):
-                if int(path.stem.removeprefix("epoch_")) >= first:
+            for path in epoch_files(self.out / folder):
+                if epoch_of(path) >= first:
                     path.unlink()
 
     def _check_labels(self) -> None:

@@ -16,10 +16,20 @@ from untaint.progress import Progress
 from untaint.sources import load
 from untaint.sources.words import words
 
-__all__ = ["appended_rows", "data_words", "recall", "remember"]
+__all__ = ["data_words", "recall", "recalled_probes", "remember"]
 
 
-def remember(path: Path, examples: Examples, outside: NDArray[np.int64], data: Any, reading: dict[str, Any]) -> None:
+_ANEW = "Give its untaint scan command again: it is written anew."
+
+
+def remember(
+    path: Path,
+    examples: Examples,
+    probes: NDArray[np.int64],
+    outside: NDArray[np.int64],
+    data: Any,
+    reading: dict[str, Any],
+) -> None:
     """Write down what the data was, so that the run can be scored again without its pictures."""
     source = str(data) if isinstance(data, (str, Path)) else None
     facts = {
@@ -31,14 +41,22 @@ def remember(path: Path, examples: Examples, outside: NDArray[np.int64], data: A
         "outside": outside.tolist(),
         "keys": list(examples.keys),
     }
-    run.write_json(path / "data.json", facts)
-    run.save_array(path / "labels.npy", examples.labels)
-    run.save_array(path / "rows.npy", examples.rows)
+    arrays = {"labels.npy": examples.labels, "rows.npy": examples.rows, "probes.npy": probes}
+    for name, array in arrays.items():
+        run.save_array(path / name, array)
+    run.write_sealed(path / "data.json", {**facts, "files": {name: run.digest(path / name) for name in arrays}})
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """Return what ``remember`` wrote down; raises RunError if it or its arrays were altered."""
+    facts = run.read_sealed(path / "data.json", _ANEW)
+    run.check(path, facts["files"], _ANEW)
+    return facts
 
 
 def recall(path: Path, told: Progress) -> Examples:
     """Return a run's examples: read again where the source is still there and the same, else without pictures."""
-    facts = run.read_json(path / "data.json")
+    facts = _remembered(path)
     labels, rows = np.asarray(run.load_array(path / "labels.npy")), np.asarray(run.load_array(path / "rows.npy"))
     blank = np.broadcast_to(np.uint8(127), (len(labels), *facts["size"]))
     known = replace(
@@ -57,12 +75,13 @@ def recall(path: Path, told: Progress) -> Examples:
     return known
 
 
-def appended_rows(path: Path) -> NDArray[np.int64]:
-    """Return the rows of a run that were appended from a folder of trusted pictures."""
-    return np.asarray(run.read_json(path / "data.json")["outside"], dtype=np.int64)
+def recalled_probes(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the rows of a run's probes, and those that were appended from a folder of trusted pictures."""
+    outside = _remembered(path)["outside"]
+    return np.asarray(run.load_array(path / "probes.npy")), np.asarray(outside, dtype=np.int64)
 
 
 def data_words(path: Path) -> str:
     """Return the words that name a run's data in a shell; DATA if it was handed over in Python."""
-    facts = run.read_json(path / "data.json") if (path / "data.json").exists() else {}
+    facts = run.read_sealed(path / "data.json", _ANEW) if (path / "data.json").exists() else {}
     return words(facts["source"], **facts["reading"]) if facts.get("source") else "DATA"

@@ -16,7 +16,7 @@ from untaint.errors import ProbeError, RunError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
 from untaint.recipe import preset, preset_of
-from untaint.remembering import appended_rows, recall
+from untaint.remembering import recall, recalled_probes
 from untaint.scanning import detector_of, rule_of
 from untaint.scores import Rule
 from untaint.trajectories import Trajectories
@@ -52,10 +52,11 @@ def score(
     chosen = preset_of(before["preset"])
     rule = rule_of(reject or before["reject"], keep_per_class)
     known = examples or recall(path, told)
+    own, outside = recalled_probes(path)
     task = Task(
         examples=known,
-        probes=_probes_of(path, known, probes, judge),
-        outside=appended_rows(path),
+        probes=own if probes is None else _other_probes(path, known, probes, judge),
+        outside=outside,
         preset=chosen,
         rule=rule,
         scratch=path,
@@ -69,12 +70,12 @@ def score(
 
 def _settings_of(path: Path) -> dict[str, Any]:
     """Return what a scan was made from; it must have found something."""
-    before: dict[str, Any] = run.read_json(path / "settings.json")
+    before = run.read_sealed(path / "settings.json")
     if before.get("kind") != "scan":
         raise RunError(
             f"{path} is a folder of untaint, but of no scan. Give one that untaint scan, or a Recorder, wrote."
         )
-    if not (path / "probes.npy").exists():
+    if not (path / "scores.parquet").exists():
         raise RunError(f"{path} is not finished: nothing was found yet. Give its untaint scan command again first.")
     return before
 
@@ -98,10 +99,8 @@ def _refuse_retraining(path: Path, before: Detector, now: Detector) -> None:
             )
 
 
-def _probes_of(path: Path, known: Examples, probes: Any, judge: Detector) -> NDArray[np.int64]:
-    """Return the rows of the run's own probes, or of others where nothing that was trained depends on them."""
-    if probes is None:
-        return np.asarray(run.load_array(path / "probes.npy"))
+def _other_probes(path: Path, known: Examples, probes: Any, judge: Detector) -> NDArray[np.int64]:
+    """Return the rows of other probes than the run's own, if nothing that was trained depends on them."""
     rows = known.find(probes)
     if judge.fixed:
         raise RunError(

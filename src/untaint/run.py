@@ -26,6 +26,7 @@ from untaint.errors import RunError
 
 __all__ = [
     "RunDirectory",
+    "check",
     "digest",
     "finish",
     "finished",
@@ -108,14 +109,25 @@ def write_sealed(path: Path, facts: Mapping[str, Any]) -> None:
     write_json(path, {**facts, "seal": _seal(facts)})
 
 
-def read_sealed(path: Path) -> dict[str, Any]:
-    """Read what ``write_sealed`` wrote; raises RunError if it was altered."""
+def read_sealed(path: Path, remedy: str = "") -> dict[str, Any]:
+    """Read what ``write_sealed`` wrote; raises RunError if it was altered, saying what to do (default: begin anew)."""
     facts = read_json(path)
     if not isinstance(facts, dict) or facts.pop("seal", None) != _seal(facts):
-        raise RunError(
-            f"{path} was altered since it was written. Remove {path.parent} and give the same command again."
-        )
+        raise RunError(f"{path} was altered since it was written. {remedy or _anew(path.parent)}")
     return facts
+
+
+def _anew(folder: Path) -> str:
+    return f"Remove {folder} and give the same command again."
+
+
+def check(folder: Path, files: Mapping[str, str], remedy: str = "") -> None:
+    """Raise RunError unless each file of a folder is there with this digest."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.exists() or digest(path) != expected:
+            state = "was altered" if path.exists() else "is missing"
+            raise RunError(f"{path} {state} since it was written. {remedy or _anew(folder)}")
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -212,11 +224,7 @@ def finished(stage: Path) -> dict[str, Any] | None:
     if not (stage / DONE).exists():
         return None
     facts = read_sealed(stage / DONE)
-    for name, expected in facts.get("files", {}).items():
-        path = stage / name
-        if not path.exists() or digest(path) != expected:
-            state = "was altered" if path.exists() else "is missing"
-            raise RunError(f"{path} {state} since it was written. Remove {stage} and give the same command again.")
+    check(stage, facts.get("files", {}))
     return facts
 
 
@@ -264,15 +272,18 @@ class RunDirectory:
                 raise RunError(
                     f"{self.path} is not empty and is no run of untaint (it holds {sorted(others)[0]}). Give a new folder as --out."
                 )
-            write_json(path, self.settings)
+            write_sealed(path, self.settings)
             return
-        found = _difference(read_json(path), self.settings)
+        found = _difference(read_sealed(path), self.settings)
         if found is not None:
             name, before, now = found
-            raise RunError(
-                f"{self.path} was begun with {name} = {before!r}, now it is {now!r}. "
-                "Give the same settings to continue it, or another --out."
-            )
+            begun = f"other {name}" if _is_digest(before) else f"{name} = {before!r}, now it is {now!r}"
+            same = f"the same {name}" if _is_digest(before) else "the same settings"
+            raise RunError(f"{self.path} was begun with {begun}. Give {same} to continue it, or another --out.")
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
 
 
 def _difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:

@@ -100,7 +100,7 @@ def scan(
         where=where or device(),
     )
     with run.RunDirectory(out, _settings(task, judge)):
-        remember(task.scratch, examples, outside, data, reading)
+        remember(task.scratch, examples, rows, outside, data, reading)
         found = _machine(task)
         task = replace(task, preset=chosen.changed(precision=found.precision))
         _announce(task, judge, found, retrain)
@@ -125,13 +125,13 @@ def _machine(task: Task) -> Trial:
     """Return the trial of this run: made once and written down, so that a resumed run computes alike."""
     known = task.scratch / "machine.json"
     if known.exists():
-        return Trial(**run.read_json(known))
+        return Trial(**run.read_sealed(known))
     recipe, place, examples = task.preset.watch, task.where or device(), task.examples
     size: tuple[int, int, int] = tuple(examples.images.shape[1:])
     with keyed(place, 0, "trial"):
         network = task.model() if task.model else build(recipe.model, len(examples.class_names), size)
     found = trial(network, recipe, size, place)
-    run.write_json(known, dataclasses.asdict(found))
+    run.write_sealed(known, dataclasses.asdict(found))
     return found
 
 

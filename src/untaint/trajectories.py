@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from untaint import run
 from untaint.errors import InputError, RunError, did_you_mean
 
-__all__ = ["OBSERVABLES", "Observable", "Trajectories", "derive"]
+__all__ = ["OBSERVABLES", "Observable", "Trajectories", "derive", "epoch_files", "epoch_of"]
 
 Observable = Literal["ce", "log-ce", "margin", "probability", "scaled-logit"]
 OBSERVABLES: tuple[Observable, ...] = get_args(Observable)
@@ -44,6 +44,16 @@ def derive(scaled_logit: NDArray[np.float32], observable: Observable) -> NDArray
     raise InputError(f"no observable '{observable}'.{did_you_mean(observable, OBSERVABLES)}")
 
 
+def epoch_files(folder: Path) -> list[Path]:
+    """Return the files of a folder's epochs, in the order of the epochs."""
+    return sorted(folder.glob("epoch_*.npy"), key=epoch_of)
+
+
+def epoch_of(path: Path) -> int:
+    """Return the epoch that an epoch file is of, from 0."""
+    return int(path.stem.removeprefix("epoch_"))
+
+
 @dataclass(frozen=True, eq=False)
 class Trajectories:
     """One watcher's recordings: ``folder/scaled-logit/epoch_000.npy``, ``margin/``, ``predicted/``.
@@ -59,7 +69,7 @@ class Trajectories:
             raise RunError(f"{self.folder} holds no trajectories. Record some epochs there first.")
 
     def _files(self, stored: str) -> list[Path]:
-        return sorted((self.folder / stored).glob("epoch_*.npy"))
+        return epoch_files(self.folder / stored)
 
     @cached_property
     def _maps(self) -> dict[str, list[NDArray[np.float32]]]:

@@ -31,6 +31,25 @@ def test_models_by_name_take_small_pictures_colour_or_grey(name, size):
     assert torch.isfinite(weight.grad).all()
 
 
+def test_transformers_are_built_for_the_size_of_the_pictures():
+    with torch.device("meta"):
+        model = build("vit_b_32", 7, (3, 64, 64))
+    assert model[1].image_size == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("alexnet", (3, 32, 32), r"alexnet cannot take pictures of 32x32 pixels \(.*too small\)\. Give a larger --size"),
+        ("vit_b_32", (3, 40, 40), r"vit_b_32 cannot take pictures of 40 pixels \(.*\)\. Give another --size"),
+        ("vit_b_32", (3, 32, 64), r"vit_b_32 cannot take pictures of 64x32 pixels \(.*\)"),
+    ],
+)
+def test_pictures_that_a_model_cannot_take_are_refused_in_one_sentence(name, size, message):
+    with pytest.raises(SpecError, match=message):
+        build(name, 7, size)
+
+
 def test_grey_pictures_are_seen_as_colour_ones_without_colour():
     grey, colour = build("resnet18", 4, (1, 16, 16)).eval(), build("resnet18", 4, (3, 16, 16)).eval()
     images = torch.rand(3, 1, 16, 16)

@@ -160,7 +160,7 @@ def build(
         **summary,
     }
     (folder / "summary.json").write_text(json.dumps(told))
-    run.write_json(
+    run.write_sealed(
         folder / "settings.json",
         {"seed": 0, "epochs": epochs, "recipe": {"model": "resnet18", "batch": 128}, "probes": "verified.txt"},
     )

@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from untaint import run
 from untaint.defenses.base import Task
-from untaint.errors import RunError
 
 __all__ = ["trust", "trusted_rows"]
 
@@ -17,8 +16,7 @@ def trust(task: Task, suspicion: NDArray[np.float32], share: float, floor: float
     path = task.scratch / "trusted.npy"
     sealed = path.with_suffix(".json")
     if path.exists() and sealed.exists():
-        if run.read_sealed(sealed)["sha256"] != run.digest(path):
-            raise RunError(f"{path} was altered since it was written. Remove {task.scratch} and scan again.")
+        run.check(path.parent, {path.name: run.read_sealed(sealed)["sha256"]})
         return np.asarray(run.load_array(path))
     trusted = trusted_rows(suspicion, task.examples.labels, task.examples.rows, share, floor)
     run.save_array(path, trusted)

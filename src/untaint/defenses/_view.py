@@ -18,7 +18,7 @@ from untaint.defenses._strangeness import strangeness
 from untaint.defenses.base import Task
 from untaint.recipe import Recipe
 from untaint.training.loop import Watch
-from untaint.trajectories import Observable, Trajectories
+from untaint.trajectories import Observable, Trajectories, epoch_files
 
 __all__ = ["Gap", "Near", "View", "early_epochs", "probe_distance"]
 
@@ -57,7 +57,7 @@ class View:
             for half, own in (("a", first), ("b", ~first))
         ]
         a, b = (Trajectories(folder / "trajectories") for folder in folders)
-        files = [path for folder in folders for path in sorted((folder / "features").glob("*.npy"))]
+        files = [path for folder in folders for path in epoch_files(folder / "features")]
         near = []
         for label in np.unique(labels[rows]):
             members = rows[labels[rows] == label]

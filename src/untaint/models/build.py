@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,7 +76,22 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "weights"))
         network = _network(name, classes, min(size[1:]))
-    return nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
+    whole = nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
+    _try(name, whole, size)
+    return whole
+
+
+def _try(name: str, network: nn.Module, size: tuple[int, int, int]) -> None:
+    """Show the network one grey picture; raises SpecError if it cannot take one of this size."""
+    try:
+        with torch.inference_mode():
+            network.eval()(torch.full((1, *size), 0.5))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise SpecError(
+            f"{name} cannot take pictures of {size[2]}x{size[1]} pixels ({str(error).splitlines()[0].rstrip('.')}). "
+            "Give a larger --size, or another model."
+        ) from error
+    network.train()
 
 
 def _network(name: str, classes: int, size: int) -> nn.Module:
@@ -85,8 +101,16 @@ def _network(name: str, classes: int, size: int) -> nn.Module:
 
     network: nn.Module
     if name in torchvision.models.list_models(module=torchvision.models):
-        extra = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
-        network = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
+        extra: dict[str, Any] = {}
+        if name in ("googlenet", "inception_v3"):
+            extra = {"aux_logits": False, "init_weights": True}
+        elif name.startswith("vit_"):
+            extra = {"image_size": size}
+        try:
+            network = torchvision.models.get_model(name, weights=None, num_classes=classes, **extra)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise SpecError(f"{name} cannot take pictures of {size} pixels ({reason}). Give another --size.") from error
     else:
         network = _timm(name, classes, size)
     if size <= SMALL:

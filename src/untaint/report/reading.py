@@ -168,7 +168,7 @@ class Findings:
         unreadable = folder / "unreadable.txt"
         return cls(
             folder=folder,
-            settings=run.read_json(settings) if settings.exists() else {},
+            settings=run.read_sealed(settings) if settings.exists() else {},
             summary={**_ABSENT, **{key: value for key, value in told.items() if value is not None}},
             table=table,
             pictures=pictures,
