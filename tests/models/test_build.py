@@ -40,7 +40,11 @@ def test_transformers_are_built_for_the_size_of_the_pictures():
 @pytest.mark.parametrize(
     ("name", "size", "message"),
     [
-        ("alexnet", (3, 32, 32), r"alexnet cannot take pictures of 32x32 pixels \(.*too small\)\. Give a larger --size"),
+        (
+            "alexnet",
+            (3, 32, 32),
+            r"alexnet cannot take pictures of 32x32 pixels \(.*too small\)\. Give a larger --size",
+        ),
         ("vit_b_32", (3, 40, 40), r"vit_b_32 cannot take pictures of 40 pixels \(.*\)\. Give another --size"),
         ("vit_b_32", (3, 32, 64), r"vit_b_32 cannot take pictures of 64x32 pixels \(.*\)"),
     ],
