@@ -13,9 +13,9 @@ __all__ = ["Progress", "Silent", "Step"]
 
 
 class Step(Protocol):
-    """One bar: ``advance`` by a count of units."""
+    """One bar: ``advance`` by a count of units, or parts of one."""
 
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: float, note: str = "") -> None:
         """Say that ``count`` more units are done; ``note`` is a short current figure."""
         ...
 
@@ -23,7 +23,7 @@ class Step(Protocol):
 class Progress(Protocol):
     """Opens bars and takes remarks."""
 
-    def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> AbstractContextManager[Step]:
+    def step(self, what: str, total: float, done: float = 0, unit: str = "images") -> AbstractContextManager[Step]:
         """Open a bar for ``total`` units of which ``done`` were done before."""
         ...
 
@@ -33,7 +33,7 @@ class Progress(Protocol):
 
 
 class _Nothing:
-    def advance(self, count: int, note: str = "") -> None:
+    def advance(self, count: float, note: str = "") -> None:
         pass
 
 
@@ -41,7 +41,7 @@ class Silent:
     """Shows nothing."""
 
     @contextmanager
-    def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Step]:
+    def step(self, what: str, total: float, done: float = 0, unit: str = "images") -> Iterator[Step]:
         """Open a bar that shows nothing."""
         yield _Nothing()
 

@@ -40,7 +40,7 @@ class Bars:
         self.console.print(plain(remark), markup=False, soft_wrap=True)
 
     @contextmanager
-    def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Step]:
+    def step(self, what: str, total: float, done: float = 0, unit: str = "images") -> Iterator[Step]:
         """Open a bar."""
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -53,11 +53,12 @@ class Bars:
             TextColumn("{task.fields[note]}", markup=False),
         )
         with Progress(*columns, console=self.console) as bars:
-            task = bars.add_task(what, total=total, completed=done, rate="", note="")
-            begin, count = time.monotonic(), 0
+            task = bars.add_task(what, total=total, rate="", note="")
+            bars.update(task, completed=done)
+            begin, count = time.monotonic(), 0.0
 
             class Bar:
-                def advance(self, more: int, note: str = "") -> None:
+                def advance(self, more: float, note: str = "") -> None:
                     nonlocal count
                     count += more
                     rate = count / max(time.monotonic() - begin, 1e-9)
@@ -77,14 +78,14 @@ class Lines:
         print(plain(remark), file=self.stream, flush=True)
 
     @contextmanager
-    def step(self, what: str, total: int, done: int = 0, unit: str = "images") -> Iterator[Step]:
+    def step(self, what: str, total: float, done: float = 0, unit: str = "images") -> Iterator[Step]:
         """Open a step; it says how long it took when it is over, and lines in between if it is long."""
         begin = last = time.monotonic()
-        count = 0
+        count = 0.0
         outer = self
 
         class Line:
-            def advance(self, more: int, note: str = "") -> None:
+            def advance(self, more: float, note: str = "") -> None:
                 nonlocal count, last
                 count += more
                 now = time.monotonic()

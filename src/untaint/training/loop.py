@@ -32,6 +32,7 @@ from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 __all__ = ["Watch", "fit", "predict", "seconds_of"]
 
 EVAL_BATCH = 500
+PASS = 0.25  # of a training step: what it takes to look at a picture and not to learn from it
 SECONDS = "seconds.json"  # how long training has taken so far, over all calls
 
 
@@ -114,11 +115,11 @@ class _Training:
         self.model = network.to(self.where, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.epoch = 0
 
-    def work(self, epochs: int) -> int:
-        """Count pictures through training and recording in so many epochs."""
-        passes = len(self.examples) * epochs
+    def work(self, epochs: int) -> float:
+        """Count pictures through training in so many epochs; one that is only recorded counts by what it takes."""
+        passes: float = len(self.examples) * epochs
         if self.watch is not None and self.watch.when == "eval":
-            passes += len(self.watch.rows) * sum(self.watch.wants(epoch) for epoch in range(epochs))
+            passes += PASS * len(self.watch.rows) * sum(self.watch.wants(epoch) for epoch in range(epochs))
         return passes
 
     def restore(self) -> None:
@@ -211,7 +212,7 @@ class _Training:
                 with autocast(self.where, self.precision):
                     logits = self.forward(images)
                 self.recorder.record(rows, logits, features[0] if wants_features and features else None)
-                step.advance(len(rows))
+                step.advance(PASS * len(rows))
 
     def _note(self, paths: list[Path]) -> None:
         self.files.update({str(path.relative_to(self.out)): run.digest(path) for path in paths})
