@@ -302,3 +302,14 @@ def test_nothing_heavy_is_imported_for_help() -> None:
     )
     outcome = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=os.environ)
     assert outcome.returncode == 0, outcome.stderr
+
+
+def test_without_a_compiler_compiling_is_refused_in_one_sentence(few: Path, few_probes: Path, tmp_path: Path) -> None:
+    nowhere = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    words = ("scan", few, "--probes", few_probes, "--out", tmp_path / "run", *epochs(1), "--compile", "--quiet")
+    outcome = subprocess_of(*words, env=nowhere)
+    assert outcome.returncode == 2, outcome.stderr
+    assert re.search(
+        r"^untaint: torch.compile does not work here \(.*\)\. Leave out --compile\.$", outcome.stderr, re.M
+    )
+    assert "Traceback" not in outcome.stderr

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint import rng, run
-from untaint.errors import InputError, RunError, TrainingError
+from untaint.errors import InputError, RunError, SpecError, TrainingError
 from untaint.examples import Examples
 from untaint.models.build import build, features_of, head_of
 from untaint.progress import Progress, Silent, Step
@@ -82,7 +82,13 @@ def fit(
     total = training.work(recipe.epochs)
     with (progress or Silent()).step(what, total, done=training.work(training.epoch)) as step:
         while training.epoch < recipe.epochs:
-            training.one_epoch(step)
+            try:
+                training.one_epoch(step)
+            except RuntimeError as error:
+                if recipe.compile and type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                    reason = str(error).splitlines()[0].rstrip(".")
+                    raise SpecError(f"torch.compile does not work here ({reason}). Leave out --compile.") from error
+                raise
     return training.finish()
 
 
