@@ -12,6 +12,7 @@ from untaint.defenses._strangeness import PRIOR, SHRINK, strangeness
 def slowly(features, labels, rows, probes):
     """One row at a time; a probe is left out of what the probes are."""
     weights = np.array([np.mean(labels[rows] == c) / np.mean(labels[probes] == c) for c in range(labels.max() + 1)])
+    weights = np.array([min(max(weight, 1 / 3), 3) for weight in weights])
     weights /= np.mean([weights[labels[probe]] for probe in probes])
 
     def usual(members, prior):
@@ -62,6 +63,18 @@ def test_it_is_the_slow_figure(tmp_path_factory, seed, probes):
     assert found[others] == pytest.approx(expected[others], rel=1e-4, abs=1e-4)
     assert found[chosen] == pytest.approx(expected[chosen], abs=0.1)  # the shrinking is not done anew
     assert np.isnan(np.delete(found, rows)).all()
+
+
+def test_no_probe_counts_for_more_than_three_times_its_share(tmp_path):
+    """Two of sixty probes stand for a third of the rows: they would count for ten times their share."""
+    generator = np.random.default_rng(0)
+    features = generator.normal(size=(300, 5)) * generator.uniform(0.5, 2, 5)
+    labels = np.arange(300) % 3
+    run.save_array(tmp_path / "a.npy", features)
+    probes = np.sort(np.r_[np.flatnonzero(labels == 0)[:2], np.flatnonzero(labels > 0)[:58]])
+    found, _ = strangeness([tmp_path / "a.npy"], labels, np.arange(300), probes)
+    others = np.setdiff1d(np.arange(300), probes)
+    assert found[others] == pytest.approx(slowly(features, labels, np.arange(300), probes)[others], rel=1e-4, abs=1e-4)
 
 
 def test_what_many_do_and_no_probe_does_is_strange(tmp_path):
