@@ -393,7 +393,7 @@ def test_loss_not_finite(few: Path, few_probes: Path, tmp_path: Path, monkeypatc
 
 UNKNOWN = {
     "preset": (("--preset", "fasst"), "no preset 'fasst'. Did you mean 'fast'?"),
-    "model": (("--model", "resnet81"), "no model 'resnet81'. Did you mean 'resnet18'?"),
+    "model": (("--model", "resnet81"), "no model 'resnet81' in torchvision or timm. Did you mean 'resnet18'?"),
     "detector": (("--detector", "badlos"), "no defence 'badlos'. Did you mean 'badloss'?"),
     "detector option": (("--detector", "badloss:K=3,obsrvable=ce"), "'badloss' has no option"),
     "detector value": (("--detector", "badloss:observable=margn"), "Did you mean 'margin'?"),

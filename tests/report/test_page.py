@@ -14,7 +14,7 @@ from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.report import write_report
 from untaint.report.lines import band
-from untaint.report.marks import key_line
+from untaint.report.marks import key_line, read_marks
 from untaint.report.reading import Findings
 from untaint.report.selection import select
 
@@ -77,6 +77,24 @@ def test_never_more_pictures_than_asked_and_the_rest_listed(make_run, most):
     assert len(aside) + len(rest["keys"]) == 50
     assert not set(aside) & set(rest["keys"])
     assert {len(rest[column]) for column in ("keys", "labels", "scores", "ps", "reasons")} == {len(rest["keys"])}
+
+
+def test_what_is_not_shown_can_be_marked_class_by_class(make_run, tmp_path):
+    """Whatever is in their keys, a file of marks made from the list names the pictures that were set aside."""
+    keys = EVIL + [f"k{i}" for i in range(300 - len(EVIL))]
+    made = make_run(rows=300, rejected=300 - 40, keys=keys[::-1])
+    page = page_of(write_report(made.folder, max_pictures=10))
+    rest = page.data["rest"]
+    written = [rest["lines"].get(str(index), key) for index, key in enumerate(rest["keys"])]
+    (tmp_path / "marks.txt").write_text("".join(f"fine\t{line}\n" for line in written))
+    shown = {page.data["pictures"][int(card["data-i"])]["line"] for card in page.having("article", "card")}
+    meant = {made.keys[row] for row in made.rejected if key_line(made.keys[row]) not in shown}
+    assert set(read_marks(tmp_path / "marks.txt")) == meant
+    assert len(meant & set(EVIL)) > len(EVIL) // 2
+    groups = len([one for one in page.having("section", "group") if one["data-class"] in rest["names"]])
+    assert sum(attributes.get("data-listed") == "fine" for _, attributes in page.tags) == groups > 0
+    counts = {name: sum(rest["names"][label] == name for label in rest["labels"]) for name in rest["names"]}
+    assert all(f"the {count} not shown:" in page.text for count in counts.values())
 
 
 def test_probes_that_reach_the_threshold_are_shown(make_run):

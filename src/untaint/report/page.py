@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ def _content(findings: Findings, chosen: Selection) -> dict[str, Any]:
         "shrunk": side if uris and max(findings.pictures.shape[2:]) > side else 0,
         "size": size,
         "listed": len(chosen.listed),
+        "listed_of": Counter(rest["names"][label] for label in rest["labels"]),
         "left_out": len(chosen.listed) - len(rest["keys"]),
         "unreadable": findings.unreadable,
         "unreadable_count": max(int(summary["unreadable"]), len(findings.unreadable)),
@@ -157,8 +159,11 @@ def _groups(findings: Findings, chosen: Selection, pictures: list[dict[str, Any]
     return sorted(groups.values(), key=lambda group: (-group["aside"], -group["rejected"], group["members"][0]))
 
 
-def _rest(table: Table, listed: NDArray[np.int64]) -> dict[str, list[Any]]:
-    """Return the columns of the list of pictures without thumbnails, as far as they fit."""
+def _rest(table: Table, listed: NDArray[np.int64]) -> dict[str, Any]:
+    """Return the columns of the list of pictures without thumbnails, as far as they fit.
+
+    ``lines``: position -> the key as it is written in a file of marks, where that is not what is shown.
+    """
     rest: dict[str, list[Any]] = {
         "keys": [],
         "labels": [],
@@ -168,6 +173,7 @@ def _rest(table: Table, listed: NDArray[np.int64]) -> dict[str, list[Any]]:
         "names": [],
         "texts": [],
     }
+    written: dict[str, str] = {}
     names: dict[str, int] = {}
     texts: dict[str, int] = {}
     used = 0
@@ -176,10 +182,12 @@ def _rest(table: Table, listed: NDArray[np.int64]) -> dict[str, list[Any]]:
         for position, key, label, reason in zip(
             some.tolist(), *(table.texts(name, some) for name in ("key", "label", "reason")), strict=True
         ):
-            used += 40 + len(json.dumps(key)) + (0 if reason in texts else len(json.dumps(reason)))
+            used += 40 + 2 * len(json.dumps(key)) + (0 if reason in texts else len(json.dumps(reason)))
             if used > LIST_BYTES:
                 start = len(listed)
                 break
+            if key_line(key) != words.shown(key):
+                written[str(len(rest["keys"]))] = key_line(key)
             rest["keys"].append(words.shown(key))
             rest["labels"].append(names.setdefault(words.shown(label), len(names)))
             rest["reasons"].append(texts.setdefault(reason, len(texts)))
@@ -188,7 +196,7 @@ def _rest(table: Table, listed: NDArray[np.int64]) -> dict[str, list[Any]]:
         if used > LIST_BYTES:
             break
     rest["names"], rest["texts"] = list(names), list(texts)
-    return rest
+    return {**rest, "lines": written}
 
 
 def _watchers(findings: Findings, positions: NDArray[np.int64]) -> list[dict[str, Any]]:

@@ -22,14 +22,14 @@
   const keep = () => {
     try { localStorage.setItem(data.store, JSON.stringify([...marks])); } catch { /* marks then last until the page is closed */ }
   };
-  const setMark = (indices, mark) => {
-    for (const index of indices) {
-      const { line } = data.pictures[index];
+  const setLines = (lines, mark) => {
+    for (const line of lines) {
       if (mark) marks.set(line, mark); else marks.delete(line);
     }
     keep();
     showMarks();
   };
+  const setMark = (indices, mark) => setLines(indices.map((index) => data.pictures[index].line), mark);
   const toggle = (index, mark) => setMark([index], marks.get(data.pictures[index].line) === mark ? "" : mark);
   const press = (root, mark) => {
     for (const button of root.querySelectorAll("[data-mark]")) button.setAttribute("aria-pressed", String(button.dataset.mark === mark));
@@ -84,6 +84,8 @@
   };
 
   // The list of what has no thumbnail, some at a time.
+  const listedLine = (at) => data.rest.lines[at] ?? data.rest.keys[at];
+  const listedOf = (name) => data.rest.keys.flatMap((_, at) => data.rest.names[data.rest.labels[at]] === name ? [listedLine(at)] : []);
   let place = 0;
   const fillRows = (anew) => {
     const body = by("rows");
@@ -96,7 +98,7 @@
       if ((label && name !== label) || !rest.keys[place].toLowerCase().includes(part)) continue;
       const row = make("tr");
       row.append(make("td", rest.keys[place], "key"), make("td", name), make("td", rest.scores[place], "number"),
-        make("td", rest.ps[place], "number"), make("td", rest.texts[rest.reasons[place]]));
+        make("td", rest.ps[place], "number"), make("td", rest.texts[rest.reasons[place]]), make("td", marks.get(listedLine(place)) || ""));
       body.append(row);
       room--;
     }
@@ -191,7 +193,10 @@
     const card = button.closest(".card");
     if (button.classList.contains("open")) look(Number(button.dataset.i));
     else if (button.dataset.mark) toggle(card ? Number(card.dataset.i) : current, button.dataset.mark);
-    else if (button.dataset.bulk !== undefined) {
+    else if (button.dataset.listed !== undefined) {
+      setLines(listedOf(button.closest(".group").dataset.class), button.dataset.listed);
+      fillRows(true);
+    } else if (button.dataset.bulk !== undefined) {
       setMark([...button.closest(".group").querySelectorAll(".card:not([hidden])")].map((c) => Number(c.dataset.i)), button.dataset.bulk);
     }
   });
