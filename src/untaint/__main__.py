@@ -15,8 +15,6 @@ FINISHED, INTERNAL, WRONG_USE, INTERRUPTED = 0, 1, 2, 130
 
 def main(arguments: list[str] | None = None) -> None:
     """Run one command and leave: 0 finished, 1 internal error, 2 wrong use or input, 3 with --check if something was set aside."""
-    # threads that wait should sleep: spinning ones starve each other as soon as another process is busy
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError):  # a stream of somebody's own
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
