@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from detection import ATTACKS_USED, figures, set_aside
 
 from untaint import rng
+from untaint.attacks import ATTACKS
 from untaint.poisoning import Ledger
 from untaint.run import write_keys
 
@@ -66,14 +67,20 @@ def write_random(path: Path, scores: dict[str, list[Any]], count: int) -> Path:
     return path
 
 
-def accuracies(model: Path, data: Path) -> dict[str, float]:
+def accuracies(model: Path, data: Path, attacks: list[str]) -> dict[str, float]:
     """Return clean accuracy and, per attack, the share of triggered pictures that are taken for the target."""
 
     def right(what: Path) -> float:
         return float(json.loads(untaint("evaluate", model, what, "--json", "--quiet", quiet=True))["accuracy"])
 
-    triggered = sorted(path for path in data.with_name(data.name + ".triggered").iterdir() if path.is_dir())
-    return {"clean accuracy": right(data), **{path.name: round(right(path), 4) for path in triggered}}
+    found, triggered = {"clean accuracy": right(data)}, data.with_name(data.name + ".triggered")
+    names: list[str] = []
+    for attack in map(ATTACKS.build, attacks):
+        names.append(ATTACKS.name_of(attack))
+        again = names.count(names[-1])
+        folder = triggered / (names[-1] if again == 1 else f"{names[-1]}-{again}")
+        found[f"{names[-1]} -> {attack.target}"] = round(right(folder), 4)
+    return found
 
 
 def truth(data: Path, keys: list[str]) -> tuple[Ledger, np.ndarray]:
@@ -126,7 +133,7 @@ def main() -> None:
         drawn = write_random(out / "random.txt", scores, int(rejected.sum()))
         models["as many removed at random"] = trained(data, out / "random", [*options, "--without", str(drawn)])
     if models:
-        facts["models"] = {name: accuracies(folder, data) for name, folder in models.items()}
+        facts["models"] = {name: accuracies(folder, data, list(ledger.attacks)) for name, folder in models.items()}
     facts |= {"hardware": summary["hardware"], "versions": summary["versions"]}
     path = Path("results") / f"{given.name}.json"
     path.parent.mkdir(exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import runpy
 import shlex
 import shutil
 import tomllib
@@ -246,3 +247,9 @@ def test_the_pages_name_every_model_that_a_default_scan_trains() -> None:
     page = (ROOT / "docs" / "life-of-an-example.md").read_text()
     for stage in [*CrossExamination.stages, "model"]:
         assert f"`{stage}/`" in page
+
+
+def test_every_figure_among_the_results_is_of_a_file() -> None:
+    """The page is what the script makes of ``results/``: nothing in it was typed, and nothing measured was left out."""
+    made = runpy.run_path(str(ROOT / "scripts" / "render_results.py"))["page"]()
+    assert made == (ROOT / "docs" / "results.md").read_text()
