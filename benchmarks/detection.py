@@ -94,18 +94,27 @@ def set_aside(rejected: np.ndarray, rule: str, note: str, ledger: Ledger) -> dic
 
 
 def badloss(
-    dirty: Examples, ledger: Ledger, probes: np.ndarray, chosen: Preset, out: Path, bars: Progress
+    dirty: Examples,
+    ledger: Ledger,
+    probes: np.ndarray,
+    chosen: Preset,
+    out: Path,
+    bars: Progress,
+    rows: np.ndarray | slice = slice(None),
 ) -> dict[str, Any]:
-    """The paper's score, and the best of its options, from one watcher trained on everything."""
+    """The paper's score, and the best of its options, from one watcher trained on everything.
+
+    ``rows``: where among ``dirty`` the ledger's rows are.
+    """
     task = Task(
         examples=dirty, probes=probes, preset=chosen, rule=parse_rule("fraction"), scratch=out, seed=0, progress=bars
     )
     folder = task.fit("watcher-full", PLAIN, watch=Watch(rows=dirty.rows), what="one watcher on everything")
     recorded = Trajectories(folder / "trajectories")
-    tried = [figures(option.compare(recorded, dirty.labels, probes).values, ledger) for option in OPTIONS]
+    tried = [figures(option.compare(recorded, dirty.labels, probes).values[rows], ledger) for option in OPTIONS]
     best = max(range(len(OPTIONS)), key=lambda number: tried[number]["all"]["auroc"])
     return {
-        "badloss (paper's score)": figures(BaDLoss().compare(recorded, dirty.labels, probes).values, ledger),
+        "badloss (paper's score)": figures(BaDLoss().compare(recorded, dirty.labels, probes).values[rows], ledger),
         "badloss (best of 12 options, chosen on these attacks)": {"options": repr(OPTIONS[best]), **tried[best]},
     }
 

@@ -1,12 +1,12 @@
 """A whole scan by the command line, as a user makes it: what it found, how long it took, how much memory it needed.
 
-    python benchmarks/whole_scan.py cifar10-files PATH --out runs/cifar10-files [--undefended] [--random]
+    python benchmarks/whole_scan.py cifar10-files PATH --out runs/cifar10-files [--undefended] [--random] [--badloss]
 
 Draws 250 probes from PATH, writes it again with poison by five attackers at once (the probes stay clean), scans
 what was written, and evaluates the clean model on the untouched and the triggered test pictures; with
 --undefended and --random, a model trained on everything and one trained without as many pictures drawn at random,
-too. Each step is one untaint command, skipped if it was done. Writes results/NAME.json, with the scan's wall-clock
-seconds and peak resident memory, the pixel cache's pages included.
+too; with --badloss, the paper's score. Each step but the last is one untaint command, skipped if it was done. Writes
+results/NAME.json, with the scan's wall-clock seconds and peak resident memory, the pixel cache's pages included.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from detection import ATTACKS_USED, figures, set_aside
+from detection import ATTACKS_USED, badloss, figures, set_aside
 
-from untaint import rng
+from untaint import rng, terminal
 from untaint.attacks import ATTACKS
 from untaint.poisoning import Ledger
+from untaint.recipe import preset
 from untaint.run import write_keys
+from untaint.sources import load
 
 
 def untaint(*words: object, quiet: bool = False) -> str:
@@ -98,6 +100,7 @@ def main() -> None:
     parser.add_argument("--attack", action="append")
     parser.add_argument("--undefended", action="store_true", help="also train and evaluate a model on everything")
     parser.add_argument("--random", action="store_true", help="also a model trained without as many drawn at random")
+    parser.add_argument("--badloss", action="store_true", help="also the paper's score, from a watcher on everything")
     parser.add_argument("--scan", action="append", default=[], metavar="OPTION", help="such as --scan=--augment=crop")
     given = parser.parse_args()
     out: Path = given.out
@@ -125,6 +128,10 @@ def main() -> None:
         "cross-examination": figures(values, ledger),
         "set aside": set_aside(rejected, summary["rule"]["text"], summary["rule"]["note"], ledger),
     }
+    if given.badloss:
+        dirty, bars = load(data), terminal.progress(False)
+        chosen, vouched = preset("fast"), dirty.find(out / "data.spare.txt")
+        facts |= badloss(dirty, ledger, vouched, chosen, out, bars, truth(data, list(dirty.keys))[1])
     models = {"cross-examination": run / "model"} if summary["clean_model"] else {}  # none with --scan=--no-retrain
     options = [word for word in given.scan if word != "--no-retrain"]
     if given.undefended:

@@ -100,7 +100,7 @@ def page() -> str:
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
     whole = [
         "# Results",
-        "Made by `python scripts/render_results.py` from `results/*.json`, which `benchmarks/detection.py` and `benchmarks/whole_scan.py` write. AUROC of an attack: its rows "
+        "Made by `python scripts/render_results.py` from `results/*.json`, which `benchmarks/detection.py` and `benchmarks/whole_scan.py` write, and of speed the others there. AUROC of an attack: its rows "
         "against clean rows only (the probes are among these). TPR at an FPR: over clean rows. One seed each, so differences of a point mean nothing. "
         "BaDLoss is measured on one watcher of the same small network, 20 epochs of SGD on everything; the paper watches a ResNet-50.",
         "**What was tuned on what.** How the watchers train (Muon, whitening, 8 epochs), which signs are measured and how they are put together were "
