@@ -78,8 +78,6 @@ def section(facts: dict[str, Any]) -> str:
         f"Set aside by `{aside['rule']}`: {aside['rejected']:,} pictures, {aside['clean among them']:,} of them clean; "
         f"{sum(aside['found'].values()):,} of {sum(facts['attacks'].values()):,} poisoned ones found. {aside['note']}",
     ]
-    if "remark" in facts:
-        parts.append(facts["remark"])
     if "models" in facts:
         parts.append(models(facts))
     return "\n\n".join(parts)

@@ -263,6 +263,14 @@ def test_a_finished_scan_is_only_read_again(copy, scanned):
     assert len(result.kept) == 60 - len(result.rejected)
 
 
+def test_a_precision_that_somebody_changed_is_noticed(copy):
+    """A run goes on in the precision that it was begun in; it is written down once."""
+    facts = run.read_json(copy / "machine.json")
+    run.write_json(copy / "machine.json", {**facts, "precision": "bfloat16"})
+    with pytest.raises(RunError, match=r"machine\.json was altered since it was written\."):
+        again(copy)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -514,6 +514,13 @@ def test_altered_run_files(name: str, how: str, copied: Path) -> None:
     assert re.search(r"[Rr]emove|again", outcome.err)
 
 
+@pytest.mark.parametrize(("name", "entry"), [("settings.json", "seed"), ("data.json", "name")])
+def test_run_files_that_are_still_json_but_say_something_else(name: str, entry: str, copied: Path) -> None:
+    facts = json.loads((copied / name).read_text())
+    (copied / name).write_text(json.dumps({**facts, entry: 7}))
+    assert f"{copied / name} was altered since it was written." in refused("score", copied, "--quiet")
+
+
 def test_altered_model(copied: Path, photos: Path) -> None:
     weights = copied / "model" / "model.safetensors"
     content = bytearray(weights.read_bytes())

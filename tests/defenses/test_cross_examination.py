@@ -244,7 +244,7 @@ def test_scoring_again_trains_nothing_and_gives_the_same(found):
 
 
 def test_where_nothing_is_planted_next_to_nothing_is_set_aside(tmp_path):
-    """In most scans nothing at all; in one of about seven a clump of one class goes, 1.8 % of the pictures."""
+    """Mostly nothing at all; now and then a clump of one class goes, so that one scan proves little."""
     examples, poison = planted(0)
     shares = []
     for seed in range(3):
