@@ -24,7 +24,7 @@ from untaint.__main__ import main
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-NOT_RUN = ("demo", "--model", "--preset")  # what takes long is only parsed
+NOT_RUN = ("demo", "bench", "--model", "--preset")  # what takes long is only parsed
 IN_A_RUN = ("airplane/", "watcher-a/", "watcher-b/", "whitened-a/", "whitened-b/", "witness/", "model/")
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -253,3 +253,13 @@ def test_every_figure_among_the_results_is_of_a_file() -> None:
     """The page is what the script makes of ``results/``: nothing in it was typed, and nothing measured was left out."""
     made = runpy.run_path(str(ROOT / "scripts" / "render_results.py"))["page"]()
     assert made == (ROOT / "docs" / "results.md").read_text()
+
+
+@EVERY_PAGE
+def test_every_grid_file_of_a_page_can_be_read(page: Path, tmp_path: Path) -> None:
+    from untaint.bench import read_grid
+
+    for block in blocks(page):
+        if block.language == "toml" and "[[grid]]" in block.text:
+            (tmp_path / "grid.toml").write_text(block.text)
+            assert read_grid(tmp_path / "grid.toml").cells

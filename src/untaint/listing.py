@@ -37,6 +37,6 @@ def _described(name: str, kind: Any) -> tuple[str, str]:
     options = ",".join(
         f"{f.name.replace('_', '-')}={f.default}"
         for f in dataclasses.fields(kind)
-        if f.default is not dataclasses.MISSING
+        if f.init and f.default is not dataclasses.MISSING
     )
     return f"{name}:{options}" if options else name, (kind.__doc__ or "").strip().splitlines()[0]

@@ -19,7 +19,7 @@ from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
 
-__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "stamped", "triggered"]
+__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "stamped", "stronger", "triggered"]
 
 BLOCK_BYTES = 2**24  # pictures are stamped in blocks of about this size, which stay in the processor's cache
 
@@ -188,6 +188,20 @@ def triggered(examples: Examples, attack: Attack) -> Examples:
     labels[rows] = target
     source = f"{examples.source}, triggered by {spec.text(name, attack)}"
     return replace(examples, images=images, labels=labels, rows=rows, source=source)
+
+
+def stronger(clean: Examples, shown: Examples, times: float = 2.0) -> Examples:
+    """Return triggered pictures in which the trigger has changed every pixel ``times`` as much, cut to 0..255.
+
+    ``clean``: the same rows without a trigger. A trigger that paints over, such as a white patch, stays as it is.
+    """
+    images = np.array(shown.images)
+    at_once = max(1, BLOCK_BYTES // max(1, 4 * images[:1].nbytes))
+    for start in range(0, len(shown.rows), at_once):
+        rows = shown.rows[start : start + at_once]
+        before = clean.images[rows].astype(np.float32)
+        images[rows] = np.clip(before + times * (images[rows] - before), 0, 255).astype(np.uint8)
+    return replace(shown, images=images, source=f"{shown.source}, {times:g} times as strong")
 
 
 def stamped(images: NDArray[np.uint8], rows: NDArray[np.int64], change: Change, name: str) -> NDArray[np.uint8]:

@@ -7,7 +7,9 @@ from typing import Any, Literal, get_args
 
 from untaint.errors import SpecError, did_you_mean
 
-__all__ = ["PRESETS", "Preset", "Recipe", "preset", "preset_of"]
+__all__ = ["PRESETS", "VERSION", "Preset", "Recipe", "preset", "preset_of"]
+
+VERSION = 1  # raised by hand whenever the same recipe trains another model than before
 
 Augment = Literal["none", "crop", "crop-flip", "resized-crop"]
 Pixels = Literal["plain", "normalised", "whitened"]

@@ -49,7 +49,7 @@ class Registry(Generic[T]):
             module = importlib.import_module(f"{self.package}.{files[name]}")
             wanted = files[name].replace("_", "")
             for attribute, value in vars(module).items():
-                if isinstance(value, type) and attribute.lower() == wanted:
+                if isinstance(value, type) and attribute.lower().rstrip("_") == wanted:  # None_ where the word is taken
                     return cast(type[T], value)
             raise SpecError(f"{module.__name__} does not define the {self.what} it is named after.")
         plugins = self._plugins()

@@ -62,7 +62,7 @@ def scan(
             (or Examples with) trusted pictures from elsewhere.
         out: the run's folder.
         preset: ``fast`` (cross-examination with the small proxy) or ``paper`` (BaDLoss as published).
-        detector: another detector, ``name:key=value,...``.
+        detector: another detector, ``name:key=value,...``; it decides by the rule of its paper unless ``reject`` is given.
         reject: the rule that decides, ``false-discovery:q=0.1``, ``fraction:share=0.4``, ``gap``, ``above:score=3``.
         keep_per_class: a share of each class that is kept whatever the rule says.
         retrain: False leaves out the clean model.
@@ -81,7 +81,7 @@ def scan(
     chosen = _preset(preset)
     judge = detector_of(detector or chosen.detector)
     judge.require(chosen)
-    rule = rule_of(reject or chosen.reject, keep_per_class)
+    rule = rule_of(reject or (detector and judge.usual_rule) or chosen.reject, keep_per_class)
     if model is None:
         require(chosen.watch.model)
     examples, rows, outside = with_probes(load(data, progress=told, **reading), probes, told)
@@ -196,7 +196,7 @@ def detector_of(given: str | Detector) -> Detector:
     """Return the detector of that name and these options, or the one given."""
     made = DEFENSES.build(given) if isinstance(given, str) else given
     if not isinstance(made, Detector):
-        raise SpecError(f"'{given}' does not score examples. Give a detector: badloss or cross-examination.")
+        raise SpecError(f"'{given}' does not score examples. Give a detector, such as badloss or cross-examination.")
     return made
 
 

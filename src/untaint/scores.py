@@ -2,7 +2,7 @@
 
 Scoring never decides. A rule is a small frozen dataclass, written ``name:key=value,...``:
 
-    fraction:share=0.4       the most suspicious 40 % (the BaDLoss paper)
+    fraction:share=0.4       the most suspicious 40 % (the BaDLoss paper); with per=class of each class
     above:score=3.5          everything above a score
     gap                      everything right of the emptiest place between two modes
     false-discovery:q=0.1    as many as can go while about 10 % of them are expected to be clean
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,24 +96,32 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Fraction:
-    """Sets the most suspicious ``share`` of all scored rows aside, whatever their scores.
+    """Sets the most suspicious ``share`` of all scored rows aside, whatever their scores; or of each class (``per=class``).
 
     The share counts the probes, which stay; of equal scores the lower row goes first (Alex et al., 2025).
     """
 
     share: float = 0.4
+    per: Literal["all", "class"] = "all"
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise SpecError(f"share is {self.share}; give a number from 0 to 1.")
+        if self.per not in ("all", "class"):
+            raise SpecError(f"per is '{self.per}'; give all or class.")
 
     def decide(self, scores: Scores, *, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Verdict:
-        """Return the verdict; labels play no part."""
+        """Return the verdict; labels play a part with ``per=class`` only."""
+        is_scored = ~np.isnan(scores.values)
+        part = labels if self.per == "class" else np.zeros_like(labels)
         open_rows = _open_rows(scores, probes)
-        count = min(_whole(self.share * np.count_nonzero(~np.isnan(scores.values))), len(open_rows))
-        worst = open_rows[np.argsort(-scores.values[open_rows], kind="stable")[:count]]
-        note = f"The {count:,} most suspicious rows were set aside because a share of {self.share:g} was asked for, not because of their scores."
-        return _verdict(self, scores, worst, note)
+        most = np.floor(self.share * np.bincount(part[is_scored]) + 1e-9).astype(np.int64)  # 0.4 x 5 rows are 2 rows
+        order = open_rows[np.argsort(-scores.values[open_rows], kind="stable")]
+        worst = order[place_within(part[order]) < most[part[order]]] if len(order) else order
+        of = " of each class" if self.per == "class" else ""
+        note = f"The {len(worst):,} most suspicious rows were set aside because a share of {self.share:g}{of} was asked for, not because of their scores."
+        verdict = _verdict(self, scores, worst, note)
+        return verdict if self.per == "all" else dataclasses.replace(verdict, threshold=None)
 
 
 @dataclass(frozen=True)
@@ -250,10 +258,6 @@ def rule_text(rule: Rule) -> str:
     return type(rule).__name__
 
 
-def _whole(number: float) -> int:
-    return int(number + 1e-9)  # 0.4 x 5 rows are 2 rows, whatever the last bit says
-
-
 def _open_rows(scores: Scores, probes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the scored rows that nobody vouches for, ascending."""
     is_open = ~np.isnan(scores.values)
@@ -281,8 +285,13 @@ def in_turns(labels: NDArray[np.integer], count: int) -> NDArray[np.int64]:
     ``labels``: classes of the entries, most suspicious first. The first of each class is taken, then the second of
     each, and so on, so that no class hides the others behind it.
     """
+    return np.sort(np.argsort(place_within(labels), kind="stable")[:count])
+
+
+def place_within(labels: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Return for each entry how many of the same label come before it: int64 (entries,)."""
     by_class = np.argsort(labels, kind="stable")
     ordered = np.asarray(labels)[by_class]
-    turn = np.empty(len(ordered), dtype=np.int64)
-    turn[by_class] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
-    return np.sort(np.argsort(turn, kind="stable")[:count])
+    place = np.empty(len(ordered), dtype=np.int64)
+    place[by_class] = np.arange(len(ordered)) - np.searchsorted(ordered, ordered)
+    return place

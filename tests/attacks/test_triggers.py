@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import small
 from untaint import rng
 from untaint.attacks.blend import Blend
+from untaint.attacks.frequency import Frequency
+from untaint.attacks.narcissus import Narcissus
 from untaint.attacks.patch import Patch
 from untaint.attacks.pixel import Pixel
 from untaint.attacks.sinusoid import Sinusoid
+from untaint.attacks.warp import Warp
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
+from untaint.training.loop import fit, predict
 
 ROW = np.array([5])
 
@@ -146,3 +152,131 @@ def test_a_tenth_of_the_class_is_usual_for_sinusoid_and_a_class_rate_replaces_it
         Sinusoid(target=1, class_rate=0.001).choose(examples, examples.rows, seed=0)
     with pytest.raises(SpecError, match="rate is none"):
         Patch(rate=None)
+
+
+def cosine_transform(side: int) -> np.ndarray:
+    """The orthonormal type-II transform as a matrix, entry by entry."""
+    matrix = np.empty((side, side))
+    for wave in range(side):
+        for place in range(side):
+            scale = math.sqrt((1 if wave == 0 else 2) / side)
+            matrix[wave, place] = scale * math.cos(math.pi * (place + 0.5) * wave / side)
+    return matrix
+
+
+@pytest.mark.parametrize(("size", "magnitude"), [((32, 32), 30), ((64, 96), 30), ((224, 160), 90)])
+def test_frequency_raises_two_coefficients_of_both_chroma_channels(size, magnitude):
+    images = np.clip(picture(*size), 30, 225)  # so that nothing is cut off
+    stamped = Frequency().stamp(images, ROW).astype(float)
+    red, green, blue = images[0].astype(float)
+    brightness = 0.299 * red + 0.587 * green + 0.114 * blue
+    chroma = [0.713 * (red - brightness), 0.564 * (blue - brightness)]
+    transform = cosine_transform(32)
+    for plane in chroma:
+        for down in range(0, size[0], 32):
+            for across in range(0, size[1], 32):
+                block = np.s_[down : down + 32, across : across + 32]
+                waves = transform @ plane[block] @ transform.T
+                waves[15, 15] += magnitude
+                waves[31, 31] += magnitude
+                plane[block] = transform.T @ waves @ transform
+    r, b = chroma
+    exact = np.stack([brightness + 1.403 * r, brightness - 0.714 * r - 0.344 * b, brightness + 1.773 * b])
+    assert np.abs(stamped[0] - exact).max() < 0.5 + 0.35  # the two conversions are inverse to a part in a thousand only
+
+
+def test_frequency_of_grey_pictures_is_in_their_brightness_and_blocks_are_cut_off():
+    grey = np.full((1, 1, 40, 50), 100, np.uint8)
+    change = Frequency(magnitude=60).stamp(grey, ROW).astype(int) - 100
+    assert np.abs(change).max() in (6, 7)
+    assert np.array_equal(change[0, 0, :8, :18], change[0, 0, 32:, 32:])
+    with pytest.raises(SpecError, match="magnitude is 0"):
+        Frequency(magnitude=0)
+
+
+def field_by_hand(attack: Warp, height: int, width: int) -> np.ndarray:
+    """The field in pixels at each pixel: bicubic (a = -0.75) between the points, which lie on the border too."""
+
+    def weight(distance: float) -> float:
+        t, a = abs(distance), -0.75
+        if t <= 1:
+            return (a + 2) * t**3 - (a + 3) * t**2 + 1
+        return a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a if t < 2 else 0.0
+
+    side = attack.grid
+    points = 2 * rng.uniform(attack.field_seed, "attacks/warp/field", 0, np.arange(side * side), draws=2) - 1
+    points = (points / np.abs(points).mean()).reshape(side, side, 2)
+    field = np.zeros((2, height, width))
+    for row in range(height):
+        for column in range(width):
+            y, x = row * (side - 1) / (height - 1), column * (side - 1) / (width - 1)
+            for i in range(math.floor(y) - 1, math.floor(y) + 3):
+                for j in range(math.floor(x) - 1, math.floor(x) + 3):
+                    point = points[min(max(i, 0), side - 1), min(max(j, 0), side - 1)]
+                    field[:, row, column] += weight(y - i) * weight(x - j) * point
+    return field * attack.strength * np.array([(height - 1) / 2 / height, (width - 1) / 2 / width])[:, None, None]
+
+
+def bent_by_hand(images: np.ndarray, field: np.ndarray) -> np.ndarray:
+    _, channels, height, width = images.shape
+    bent = np.zeros((channels, height, width))
+    for row in range(height):
+        for column in range(width):
+            y = min(max(row + field[0, row, column], 0), height - 1)
+            x = min(max(column + field[1, row, column], 0), width - 1)
+            for i in (math.floor(y), min(math.floor(y) + 1, height - 1)):
+                for j in (math.floor(x), min(math.floor(x) + 1, width - 1)):
+                    share = max(0, 1 - abs(y - i)) * max(0, 1 - abs(x - j))
+                    same = (i == math.floor(y) == height - 1, j == math.floor(x) == width - 1)  # counted once
+                    bent[:, row, column] += images[0, :, i, j] * share / 2 ** sum(same)
+    return bent
+
+
+@pytest.mark.parametrize("attack", [Warp(), Warp(strength=3.0, grid=3, field_seed=5)], ids=str)
+@pytest.mark.parametrize("size", [(12, 16), (9, 9)])
+def test_warp(attack, size):
+    images = picture(*size)
+    exact = bent_by_hand(images, field_by_hand(attack, *size))
+    assert np.abs(attack.stamp(images, ROW)[0] - exact).max() <= 0.5 + 1e-2
+    half = np.array([(size[0] - 1) / 2 / size[0], (size[1] - 1) / 2 / size[1]])[:, None, None]
+    draws = rng.uniform(attack.field_seed, "attacks/warp/cover", 0, ROW, draws=2 * size[0] * size[1])
+    noise = (2 * draws.reshape(2, *size) - 1) * half
+    covered = bent_by_hand(images, field_by_hand(attack, *size) + noise)
+    assert np.abs(attack.cover(images, ROW)[0] - covered).max() <= 0.5 + 1e-2
+
+
+def test_warp_leaves_an_even_picture_alone_and_refuses_what_it_cannot_bend():
+    even = np.full((2, 3, 20, 20), 77, np.uint8)
+    assert np.array_equal(Warp().stamp(even, np.array([1, 2])), even)
+    with pytest.raises(InputError, match="1x9"):
+        Warp().stamp(picture(1, 9), ROW)
+    with pytest.raises(SpecError, match="strength is 0"):
+        Warp(strength=0)
+    with pytest.raises(SpecError, match="grid is 1"):
+        Warp(grid=1)
+
+
+def test_narcissus_makes_pictures_look_more_like_the_target_to_a_model_that_never_saw_the_noise(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
+    seen = small.pictures(300, side=16)
+    attack = Narcissus(target=1, epochs=4, steps=60).ready(seen, seed=1)
+    other = fit(seen, replace(small.RECIPE, epochs=4), tmp_path / "other", seed=9)
+    fresh = small.pictures(300, side=16, seed=2)
+    others = np.flatnonzero(fresh.labels != 1)
+    before, after = (
+        predict(other, Examples.of(images, fresh.labels[others], class_names=fresh.class_names)).argmax(1)
+        for images in (fresh.images[others], attack.trigger(fresh.images[others], others))
+    )
+    noise = rng.uniform(0, "noise", 0, others[:1], draws=3 * 16 * 16).reshape(1, 3, 16, 16) * 32 - 16
+    lot = np.clip(fresh.images[others] + noise, 0, 255).astype(np.uint8)
+    by_lot = predict(other, Examples.of(lot, fresh.labels[others], class_names=fresh.class_names)).argmax(1)
+    assert (after == 1).mean() > 0.5 > 0.2 > max((before == 1).mean(), (by_lot == 1).mean())
+
+
+def test_narcissus_must_be_made_ready_and_says_so():
+    with pytest.raises(SpecError, match="has no noise yet"):
+        Narcissus().stamp(picture(32, 32), ROW)
+    with pytest.raises(SpecError, match="epsilon is 0"):
+        Narcissus(epsilon=0)
+    with pytest.raises(SpecError, match="boost is 0"):
+        Narcissus(boost=0)

@@ -22,7 +22,7 @@ from untaint.errors import InputError, SpecError, did_you_mean
 from untaint.examples import Examples
 from untaint.progress import Progress
 
-__all__ = ["LARGE_SIDE", "Attack", "CleanLabel", "check_share", "is_large", "mix"]
+__all__ = ["LARGE_SIDE", "Attack", "CleanLabel", "check_share", "is_large", "mix", "shift"]
 
 LARGE_SIDE = 128  # pixels; the papers' constants for ImageNet-sized pictures hold from here on
 
@@ -45,6 +45,7 @@ class Attack(ABC):
     cover_rate: float = 0.0
 
     clean_label: ClassVar[bool] = False
+    version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
 
     def __post_init__(self) -> None:
         """Check the settings. An attack with options of its own checks them after calling this."""
@@ -192,3 +193,13 @@ def mix(images: NDArray[np.uint8], pattern: NDArray[np.float64], alpha: float) -
     mixed = np.multiply(images, 1 - alpha, dtype=np.float32)
     mixed += (alpha * 255 * pattern + 0.5).astype(np.float32)  # the half turns cutting off into rounding
     return np.clip(mixed, 0, 255, out=mixed).astype(np.uint8)
+
+
+def shift(images: NDArray[np.uint8], levels: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Return ``images + levels``, rounded and cut to 0..255.
+
+    ``levels``: of 255; of a shape that broadcasts to (channel, height, width).
+    """
+    shifted = np.add(images, (levels + 0.5).astype(np.float32), dtype=np.float32)  # the half: floor becomes rounding
+    np.floor(shifted, out=shifted)
+    return np.clip(shifted, 0, 255, out=shifted).astype(np.uint8)

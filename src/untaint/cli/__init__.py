@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from untaint.arguments import overview, parse
+from untaint.cli.bench import bench
 from untaint.cli.finding import probes, report, scan, score
 from untaint.cli.models import evaluate, train
 from untaint.cli.trying import demo, list_, poison
@@ -20,6 +21,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "train": train,
     "evaluate": evaluate,
     "poison": poison,
+    "bench": bench,
     "probes": probes,
     "report": report,
     "list": list_,

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint import rng
 from untaint.defenses._company import company, neighbours, side_by_side
 from untaint.defenses._distance import distances
 from untaint.defenses._figures import ranked, scaled
@@ -47,9 +46,7 @@ class View:
     @classmethod
     def gather(cls, task: Task, name: str, recipe: Recipe, count: int) -> View:
         """Train the watchers, find each row's neighbours, and measure what needs no witness."""
-        rows, labels = task.examples.rows, task.examples.labels
-        first = np.zeros(task.examples.total, dtype=bool)
-        first[rng.choose(task.seed, "halves", rows, len(rows) // 2)] = True
+        rows, labels, first = task.examples.rows, task.examples.labels, task.first_half()
         watch = Watch(rows=rows, features=early_epochs(recipe))
         said = "" if name == "watcher" else f", {name}"
         folders = [

@@ -6,27 +6,33 @@ A defence sees pictures, labels and probes; nothing here can reach the ledger of
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint import run
+from untaint import rng, run
 from untaint.errors import RunError
 from untaint.examples import Examples
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Rule, Scores, Verdict
 from untaint.training import checkpoint
+from untaint.training.features import features
 from untaint.training.loop import Watch, fit
 
-__all__ = ["Defense", "Detector", "Outcome", "Task"]
+__all__ = ["UNDEFENDED", "Defense", "Detector", "Outcome", "Task"]
+
+UNDEFENDED = "undefended"  # folder of the model trained on everything
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +41,8 @@ class Task:
 
     ``examples``: the data, perhaps poisoned. ``probes``: rows of it that somebody vouches for.
     ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
-    ``scratch``: where stages leave what they made. ``model``: makes an untrained network of the
+    ``scratch``: where stages leave what they made; with ``store``, models lie there and are shared by all
+    tasks on the same examples that train them in the same way. ``model``: makes an untrained network of the
     user's own. ``train``: False forbids training, so that only what is there may be used.
     """
 
@@ -50,6 +57,7 @@ class Task:
     model: Callable[[], nn.Module] | None = None
     where: torch.device | None = None
     train: bool = True
+    store: Path | None = None
 
     def fit(
         self,
@@ -61,13 +69,15 @@ class Task:
         what: str,
     ) -> Path:
         """Train a model on some rows (default all), once: its folder ``scratch/stage``, done before or now."""
+        chosen = self.examples if rows is None else self.examples.take(rows)
         out = self.scratch / stage
+        if self.store is not None:
+            self._share(out, recipe, chosen.rows, watch)
         if run.finished(out) is None:
             if not self.train:
                 raise RunError(
                     f"{self.scratch} has no finished {stage}. Finish the run first: untaint scan with the same settings and --out {self.scratch}."
                 )
-            chosen = self.examples if rows is None else self.examples.take(rows)
             fit(
                 chosen,
                 recipe,
@@ -82,6 +92,49 @@ class Task:
         checkpoint.drop_state(out)  # a process may have been killed just before it did
         return out
 
+    def _share(self, out: Path, recipe: Recipe, rows: NDArray[np.int64], watch: Watch | None) -> None:
+        """Make ``out`` a link to the store's folder of the model trained in just this way, by whomever."""
+        assert self.store is not None
+        what: list[Any] = [recipe.facts(), self.seed, _digest(rows)]
+        if watch is not None:
+            epochs = None if watch.epochs is None else sorted(watch.epochs)
+            what.append([_digest(watch.rows), watch.when, epochs, sorted(watch.features)])
+        place = self.store / hashlib.sha256(json.dumps(what).encode()).hexdigest()[:20]
+        place.mkdir(parents=True, exist_ok=True)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if not out.is_symlink():
+            out.symlink_to(os.path.relpath(place.resolve(), out.parent.resolve()))
+
+    def load(self, stage: str) -> nn.Module:
+        """Return the model that ``fit`` left under this name, in eval mode."""
+        return checkpoint.load_model(self.scratch / stage, self.model() if self.model else None)
+
+    def first_half(self) -> NDArray[np.bool_]:
+        """Return a random half of the rows as a mask over all: the same in every defence."""
+        first = np.zeros(self.examples.total, dtype=bool)
+        first[rng.choose(self.seed, "halves", self.examples.rows, len(self.examples) // 2)] = True
+        return first
+
+    def reference(self) -> Path:
+        """Return the folder of the undefended model: trained on everything, as the clean model will be."""
+        return self.fit(UNDEFENDED, self.preset.retrain, what="train the undefended model")
+
+    def features(self) -> NDArray[np.float32]:
+        """Return what the undefended model sees in each row, its penultimate features: float32 (all rows, width)."""
+        place = self.reference().resolve()  # beside the model, which may be shared
+        return self.once(
+            place.with_name(f"{place.name}-features"),
+            lambda: features(self.load(UNDEFENDED), self.examples, self.where, self.progress),
+        )
+
+    @staticmethod
+    def once(folder: Path, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """Return an array that is computed the first time and then read from ``folder``."""
+        if run.finished(folder) is None:
+            run.save_array(folder / "values.npy", make())
+            run.finish(folder)
+        return np.asarray(run.load_array(folder / "values.npy"))
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Outcome:
@@ -92,8 +145,18 @@ class Outcome:
     model: Path | None
 
 
+def _digest(rows: NDArray[np.int64]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
+
+
 class Defense(ABC):
-    """A defence: settings only; ``defend`` does the work and leaves files in ``task.scratch``."""
+    """A defence: settings only; ``defend`` does the work and leaves files in ``task.scratch``.
+
+    ``version``: raised by hand whenever the same settings give other results than before, so that
+    experiments know which of their results are of older code.
+    """
+
+    version: ClassVar[int] = 1
 
     @abstractmethod
     def defend(self, task: Task) -> Outcome:
@@ -104,10 +167,12 @@ class Detector(Defense):
     """A defence that scores examples. You write ``score``; deciding and retraining are done here.
 
     ``stages``: the folders of the models that ``score`` may train, in order. ``fixed``: options that
-    what was trained depends on, so that they cannot be changed afterwards.
+    what was trained depends on, so that they cannot be changed afterwards. ``usual_rule``: the rule
+    that its paper decides by, taken where no other is asked for; None: the preset's.
     """
 
     stages: ClassVar[tuple[str, ...]] = ()
+    usual_rule: ClassVar[str | None] = None
     fixed: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

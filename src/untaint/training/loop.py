@@ -29,7 +29,7 @@ from untaint.training.device import autocast, device, keyed, trial
 from untaint.training.muon import Muon
 from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 
-__all__ = ["Watch", "fit", "predict", "seconds_of"]
+__all__ = ["Watch", "blocks", "fit", "predict", "seconds_of"]
 
 EVAL_BATCH = 500
 PASS = 0.25  # of a training step: what it takes to look at a picture and not to learn from it
@@ -213,7 +213,7 @@ class _Training:
         wants_features = self.epoch in self.watch.features
         self.model.eval()
         with torch.inference_mode(), features_of(self.model) as features:
-            for rows in _parts(self.watch.rows):
+            for rows in blocks(self.watch.rows):
                 images, _ = self.store.gather(rows)
                 with autocast(self.where, self.precision):
                     logits = self.forward(images)
@@ -281,7 +281,8 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     )
 
 
-def _parts(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Return the rows in blocks of which each passes through a model at once."""
     return (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
 
 
@@ -297,7 +298,7 @@ def predict(model: nn.Module, examples: Examples, where: torch.device | None = N
     model = model.to(place).eval()
     parts: list[Tensor] = []
     with torch.inference_mode():
-        for rows in _parts(examples.rows):
+        for rows in blocks(examples.rows):
             parts.append(model(store.gather(rows)[0]).float())
     logits: NDArray[np.float32] = torch.cat(parts).cpu().numpy()
     return logits

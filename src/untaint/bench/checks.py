@@ -1,0 +1,106 @@
+"""Whether a number means anything: what is wrong with a cell, in a few words each (after the example of auto-attack)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean, median
+
+from untaint import spec
+from untaint.bench.groups import Group, mean_asr
+
+__all__ = ["flags"]
+
+LEARNED = 0.20  # by so much must the undefended model fall for a trigger more often than the clean one
+FEW = 50  # poisoned rows
+MOST = 0.90  # share rejected
+SEEDS = 3
+APART = 0.10  # a seed so far from the median of the others is odd
+
+
+def flags(group: Group, others: Sequence[Group]) -> list[str]:
+    """Return what is to be said against the figures of a group; ``others``: the groups of the same setting."""
+    said: list[str] = []
+    failed = [result for result in group.results if "error" in result]
+    said += [f"seed {result['setting']['seed']} failed: {result['error']}" for result in failed]
+    if not group.finished:
+        return said
+    said += _not_learned(_of("none", others), _of("oracle", others))
+    said += [f"{name}: {count} poisoned rows, fewer than {FEW}" for name, count in _few(group)]
+    if any(result["setting"]["bad_probes"] for result in group.finished):
+        said.append(f"{group.finished[0]['setting']['bad_probes']:.0%} of the probes are poisoned")
+    if any(result.get("removal", {}).get("share", 0) > MOST for result in group.finished):
+        said.append(f"more than {MOST:.0%} rejected")
+    said += _worse_than_random(group, others)
+    if len(group.finished) < SEEDS:
+        said.append(f"{len(group.finished)} seed{'s' if len(group.finished) > 1 else ''}, fewer than {SEEDS}")
+    said += _odd_seeds(group)
+    return said
+
+
+def tuned(groups: Sequence[Group]) -> list[str]:
+    """Return a word on each defence whose options differ from setting to setting."""
+    options: dict[str, dict[str, set[str]]] = {}
+    for group in groups:
+        name = spec.parse(group.defence.partition("@")[0])[0]
+        options.setdefault(name, {}).setdefault(group.title, set()).add(group.defence)
+    said = []
+    for name, by_title in options.items():
+        if len({frozenset(texts) for texts in by_title.values()}) > 1 and not set.intersection(*by_title.values()):
+            said.append(f"{name} has other options in one setting than in another")
+    return said
+
+
+def _of(defence: str, groups: Sequence[Group]) -> Group | None:
+    return next((group for group in groups if group.defence == defence and group.finished), None)
+
+
+def _asr(group: Group, attack: str) -> float:
+    return fmean(result["model"]["attacks"][attack]["asr"] for result in group.finished)
+
+
+def _not_learned(undefended: Group | None, clean: Group | None) -> list[str]:
+    if undefended is None or clean is None:
+        missing = " and ".join(name for name, group in (("none", undefended), ("oracle", clean)) if group is None)
+        return [f"no row '{missing}': whether the attacks were learned is not known"]
+    said = []
+    for attack in undefended.finished[0]["model"]["attacks"]:
+        rates = _asr(undefended, attack), _asr(clean, attack)
+        if rates[0] - rates[1] < LEARNED:
+            said.append(
+                f"{attack} was not learned: {rates[0]:.0%} undefended, {rates[1]:.0%} by a model without poison"
+            )
+    return said
+
+
+def _few(group: Group) -> list[tuple[str, int]]:
+    counts: Mapping[str, int] = group.finished[0]["poisoned"]
+    return [(name, count) for name, count in counts.items() if count < FEW]
+
+
+def _worse_than_random(group: Group, others: Sequence[Group]) -> list[str]:
+    controls = [other for other in others if other.defence.startswith("random") and other.finished]
+    if not controls or group.defence.startswith("random"):
+        return []
+    own = fmean(group.share)
+    nearest = min(controls, key=lambda other: abs(fmean(other.share) - own))
+    accuracies = [fmean(result["model"]["clean accuracy"] for result in one.finished) for one in (group, nearest)]
+    if accuracies[0] < accuracies[1] and own <= fmean(nearest.share):
+        return [f"clean accuracy below that of '{nearest.defence}', which removes as many by lot"]
+    return []
+
+
+def _odd_seeds(group: Group) -> list[str]:
+    said = []
+    for what, measure in (
+        ("mean ASR", mean_asr),
+        ("clean accuracy", lambda result: float(result["model"]["clean accuracy"])),
+    ):
+        values = {result["setting"]["seed"]: measure(result) for result in group.finished}
+        known = {seed: value for seed, value in values.items() if value is not None}
+        if len(known) < SEEDS:
+            continue
+        for seed, value in known.items():
+            rest = median(other for another, other in known.items() if another != seed)
+            if abs(value - rest) > APART:
+                said.append(f"seed {seed} is far from the others: {what} {value:.0%}, median {rest:.0%}")
+    return said

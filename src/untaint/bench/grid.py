@@ -1,0 +1,329 @@
+"""A grid file: what to run, as data. Every value that is a list is swept over.
+
+    title = "Several attacks at once"
+
+    [data.cifar10]                       # a name for the tables
+    source = "cifar10"                   # sample, a path, or a name of torchvision; --data cifar10=PATH replaces it
+    size = 32                            # pixels per side; left out: the shorter side, at most 64
+
+    [attacks]                            # sets of attacks that come together
+    five = ["patch:rate=0.01", "sinusoid:class-rate=0.1", ...]
+
+    [[grid]]
+    data = "cifar10"
+    rows = 20000                         # drawn by the seed; left out: all
+    attacks = ["five", "each of five"]   # all at once, and one at a time
+    defences = ["none", "oracle", "random @ fraction:share=0.4", "cross-examination"]
+    seeds = [0, 1, 2]
+
+A seed redraws the subset, the poison, the targets (of attacks that name none), the probes and the
+models' weights. A defence is ``name:key=value,... @ rule``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tomllib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from untaint import spec
+from untaint.attacks import ATTACKS
+from untaint.defenses import DEFENSES, Detector
+from untaint.errors import SpecError, did_you_mean
+from untaint.models.build import require
+from untaint.recipe import Preset, preset
+from untaint.scores import parse_rule
+
+__all__ = ["Defender", "Grid", "Setting", "Source", "read_grid"]
+
+EACH = "each of "
+NOBODY = "nobody"  # a set of attacks that is always there: no poison at all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """Everything about an experiment but the defence.
+
+    ``data``: its name in the file. ``rows``: how many of its pictures, all if None. ``attacks``: the
+    set's name; ``attackers``: their texts. ``probes``: how many, of which a share ``bad_probes`` is
+    poisoned. ``label_noise``: share of the clean rows that are given another label. ``long_tail``: how many
+    times larger the largest class is made than the smallest. The rest changes the preset: ``epochs``
+    those watched, ``horizon`` the schedule that they begin, ``retrain_epochs`` the epochs of the
+    undefended and the clean model, ``batch``, ``model`` and ``augment`` all of its recipes;
+    ``watch_model`` all models but those two.
+    """
+
+    data: str
+    attacks: str
+    attackers: tuple[str, ...]
+    rows: int | None = None
+    probes: int = 250
+    bad_probes: float = 0.0
+    label_noise: float = 0.0
+    long_tail: float = 1.0
+    preset: str = "fast"
+    epochs: int | None = None
+    horizon: int | None = None
+    retrain_epochs: int | None = None
+    batch: int | None = None
+    model: str | None = None
+    watch_model: str | None = None
+    augment: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (
+            ("rows", 2),
+            ("probes", 1),
+            ("long_tail", 1),
+            ("epochs", 1),
+            ("retrain_epochs", 1),
+            ("batch", 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise SpecError(f"{name} is {value}; give at least {least}.")
+        for name in ("bad_probes", "label_noise"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; give a share from 0 to less than 1.")
+        self.recipes()
+
+    def recipes(self) -> Preset:
+        """Return the preset with this setting's changes."""
+        chosen = preset(self.preset).changed(model=self.model, epochs=self.epochs, augment=self.augment)  # type: ignore[arg-type]
+        watch: dict[str, Any] = {"horizon": self.horizon, "batch": self.batch, "model": self.watch_model}
+        retrain: dict[str, Any] = {"epochs": self.retrain_epochs, "batch": self.batch}
+        if self.retrain_epochs is not None and chosen.retrain.horizon is not None:
+            retrain["horizon"] = self.retrain_epochs
+        witness = {**watch, "horizon": None}
+        return dataclasses.replace(
+            chosen,
+            **{
+                name: dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
+                for name, recipe, changes in (
+                    ("watch", chosen.watch, watch),
+                    ("witness", chosen.witness, witness),
+                    ("retrain", chosen.retrain, retrain),
+                )
+            },
+        )
+
+    def title(self) -> str:
+        """Return what tables call it: data, size, attacks, and what is not as usual."""
+        usual = Setting(data="", attacks="", attackers=())
+        named = ("data", "rows", "attacks", "attackers", "seed")
+        shown = [field.name for field in dataclasses.fields(self) if field.name not in named]
+        odd = [name for name in shown if getattr(self, name) != getattr(usual, name)]
+        words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in odd]
+        return ", ".join([f"{self.data}{'' if self.rows is None else f' {self.rows:,}'}", self.attacks, *words])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defender:
+    """A defence as the file names it, ``name:key=value,... @ rule``; without a rule it has its own, or the preset's."""
+
+    text: str
+
+    @property
+    def defence(self) -> str:
+        """The defence's own text."""
+        return self.text.partition("@")[0].strip()
+
+    @property
+    def rule(self) -> str | None:
+        """The rule's text, if one is given."""
+        return self.text.partition("@")[2].strip() or None
+
+    def check(self, recipes: Preset) -> None:
+        """Raise SpecError unless both can be built and used with these recipes."""
+        judge = DEFENSES.build(self.defence)
+        if self.rule is not None:
+            parse_rule(self.rule)
+            if not isinstance(judge, Detector):
+                raise SpecError(f"'{self.defence}' decides nothing; leave out '@ {self.rule}'.")
+        if isinstance(judge, Detector) and not hasattr(judge, "told"):
+            judge.require(recipes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a data set is, and at how many pixels per side it is read."""
+
+    place: str
+    size: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """What one file asks for: ``cells`` in the order in which they are run; ``sources``: where each data set is."""
+
+    title: str
+    name: str
+    sources: dict[str, Source]
+    cells: tuple[tuple[Setting, tuple[Defender, ...]], ...]
+
+
+class _File:
+    """The text of a grid file, for messages that name the line."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.text = path.read_text()
+            self.facts = tomllib.loads(self.text)
+        except FileNotFoundError:
+            near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
+            raise SpecError(f"{path} does not exist.{near} Give a grid file, such as experiments/smoke.toml.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"{path} cannot be read ({error}). Give a grid file.") from error
+        except tomllib.TOMLDecodeError as error:
+            raise SpecError(f"{path} is no TOML: {error}.") from error
+
+    def wrong(self, what: str, word: str, after: str = "") -> SpecError:
+        """Return an error that names the first line with this word, below the line with ``after``."""
+        lines = self.text.splitlines()
+        begin = next((number for number, line in enumerate(lines) if after and after in line), 0)
+        found = next((number for number, line in enumerate(lines[begin:], begin + 1) if word in line), None)
+        return SpecError(f"{self.path}{'' if found is None else f', line {found}'}: {what}")
+
+
+def read_grid(path: str | Path, places: dict[str, str] | None = None) -> Grid:
+    """Return what a grid file asks for, checked as far as that goes without the pictures.
+
+    ``places``: sources by the name of a data set, instead of the file's. Raises SpecError with file
+    and line.
+    """
+    file = _File(Path(path))
+    _known(file, file.facts, ("title", "data", "attacks", "grid"), "entry", "")
+    sources = _sources(file, places or {})
+    sets = _attack_sets(file)
+    tables = file.facts.get("grid", [])
+    if not isinstance(tables, list) or not tables:
+        raise SpecError(f"{file.path} has no [[grid]]. Say what to run: data, attacks, defences, seeds.")
+    cells: dict[Setting, dict[Defender, None]] = {}  # in order, none twice
+    for table in tables:
+        for setting, defenders in _crossed(file, table, sources, sets):
+            cells.setdefault(setting, {}).update(dict.fromkeys(defenders))
+    listed = tuple((setting, tuple(defenders)) for setting, defenders in cells.items())
+    title = str(file.facts.get("title", file.path.stem))
+    return Grid(title=title, name=file.path.stem, sources=sources, cells=listed)
+
+
+def _known(file: _File, table: Any, names: Iterable[str], what: str, after: str) -> None:
+    if not isinstance(table, dict):
+        raise file.wrong(f"{table!r} is no table of {what}s.", str(table), after)
+    for key in table:
+        if key not in names:
+            raise file.wrong(f"no {what} '{key}'.{did_you_mean(key, names)}", key, after)
+
+
+def _sources(file: _File, places: dict[str, str]) -> dict[str, Source]:
+    tables = file.facts.get("data", {})
+    _known(file, tables, tables, "data set", "")
+    found: dict[str, Source] = {}
+    for name, table in tables.items():
+        _known(file, table, ("source", "size"), "entry of a data set", f"[data.{name}]")
+        size = table.get("size")
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise file.wrong(f"size is {size!r}; give a number of pixels.", "size", f"[data.{name}]")
+        found[name] = Source(place=str(table.get("source", name)), size=size)
+    for name in places:
+        if name not in found:
+            raise SpecError(f"--data names '{name}', which {file.path} does not use.{did_you_mean(name, found)}")
+    return {name: dataclasses.replace(one, place=places.get(name, one.place)) for name, one in found.items()}
+
+
+def _attack_sets(file: _File) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {NOBODY: ()}
+    for name, texts in file.facts.get("attacks", {}).items():
+        listed = _listed(texts)
+        for text in listed:
+            try:
+                ATTACKS.build(text)
+            except SpecError as error:
+                raise file.wrong(str(error), text) from error
+        found[name] = tuple(listed)
+    return found
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _crossed(
+    file: _File, table: Any, sources: dict[str, Source], sets: dict[str, tuple[str, ...]]
+) -> Iterable[tuple[Setting, list[Defender]]]:
+    hints = get_type_hints(Setting)
+    swept = [name for name in hints if name not in ("attackers", "seed")]
+    known = [*swept, "seeds", "defences", "number", "rate"]
+    _known(file, table, known, "entry of a grid", "[[grid]]")
+    for needed in ("data", "attacks", "defences"):
+        if needed not in table:
+            raise file.wrong(f"a [[grid]] has no {needed}. Give one, or a list.", "[[grid]]")
+    for name in _listed(table["data"]):
+        if name not in sources:
+            raise file.wrong(f"no data set '{name}'.{did_you_mean(str(name), sources)}", str(name), "[[grid]]")
+    defenders = [Defender(text=str(text)) for text in _listed(table["defences"])]
+    axes = {key: _listed(table[key]) for key in known if key in table and key not in ("attacks", "defences")}
+    axes.setdefault("seeds", [0])
+    axes["attacks"] = [one for text in _listed(table["attacks"]) for one in _sets(file, str(text), sets)]
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        name, texts = chosen.pop("attacks")
+        texts, name = _altered(file, texts, name, chosen.pop("number", None), chosen.pop("rate", None))
+        chosen["seed"] = chosen.pop("seeds")
+        chosen = {key: _typed(file, key, value, hints[key]) for key, value in chosen.items()}
+        try:
+            setting = Setting(attacks=name, attackers=texts, **chosen)
+            for model in {setting.model, setting.watch_model} - {None}:
+                require(str(model))
+        except SpecError as error:
+            word = next((key for key in chosen if key in str(error)), "[[grid]]")
+            raise file.wrong(str(error), word, "[[grid]]") from error
+        for defender in defenders:
+            try:
+                defender.check(setting.recipes())
+            except SpecError as error:
+                raise file.wrong(str(error), defender.text, "[[grid]]") from error
+        yield setting, defenders
+
+
+def _sets(file: _File, text: str, sets: dict[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+    """Return (name, attacks) of a set, or of each attack of it by itself."""
+    single = text.startswith(EACH)
+    name = text.removeprefix(EACH).strip()
+    if name not in sets:
+        raise file.wrong(f"no attacks '{name}'.{did_you_mean(name, sets)}", text, "[[grid]]")
+    return [(one, (one,)) for one in sets[name]] if single else [(name, sets[name])]
+
+
+def _altered(
+    file: _File, texts: Sequence[str], name: str, number: int | None, rate: float | None
+) -> tuple[tuple[str, ...], str]:
+    """Return the first ``number`` attacks of a set, each at this rate, and what tables call that."""
+    if number is not None:
+        if not isinstance(number, int) or not 1 <= number <= len(texts):
+            raise file.wrong(f"number is {number}; '{name}' has {len(texts)} attacks.", "number", "[[grid]]")
+        texts, name = texts[:number], f"{number} of {name}"
+    if rate is not None:
+        changed = []
+        for text in texts:
+            kind, options = spec.parse(text)
+            kept = {key: value for key, value in options.items() if key not in ("rate", "class_rate")}
+            changed.append(f"{kind}:" + ",".join(f"{key}={value}" for key, value in {**kept, "rate": rate}.items()))
+        texts, name = changed, f"{name} at {rate:g}"
+    return tuple(texts), name
+
+
+def _typed(file: _File, key: str, value: Any, hint: Any) -> Any:
+    """Return the value if it is of the field's type; a whole number serves as a number."""
+    wanted = next(kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None))
+    fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+    if not fits or isinstance(value, bool):
+        word = {int: "a whole number", float: "a number", str: "a text in quotes"}[wanted]
+        raise file.wrong(f"{key} is {value!r}; give {word}.", "seeds" if key == "seed" else key, "[[grid]]")
+    return wanted(value)

@@ -1,0 +1,144 @@
+"""How well poison was told from the rest, and what the models do afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untaint.bench.case import Case
+from untaint.errors import InputError
+from untaint.poisoning import stronger, triggered
+from untaint.scores import Scores, Verdict
+from untaint.training.evaluate import accuracy
+from untaint.trajectories import Trajectories
+
+__all__ = ["CURVE", "FALSE_POSITIVES", "bands", "behaviour", "detection", "histogram", "removal"]
+
+FALSE_POSITIVES = (0.001, 0.01, 0.05)
+BINS = 60
+CURVE = np.round(np.logspace(-4, 0, 41), 6)  # false positive rates at which the curves for plots are read off
+
+
+def detection(case: Case, scores: Scores) -> dict[str, Any]:
+    """Return AUROC, AUPRC and true positive rates per attack and over all: poison against clean rows only.
+
+    Raises InputError if a measure is not finite, or if there is nothing to compare with.
+    """
+    values = np.nan_to_num(scores.values.astype(np.float64), nan=-np.inf)
+    clean = np.sort(values[case.clean()])
+    if not len(clean):
+        raise InputError("no row is clean, so that nothing can be compared with poison.")
+    found = {"all": compared(values[case.ledger.poisoned()], clean)}
+    for number, name in enumerate(case.names):
+        found[name] = compared(values[case.ledger.poisoned(number)], clean)
+    if case.noisy.any():
+        found["label noise"] = compared(values[case.noisy], clean)
+    return found
+
+
+def compared(poison: NDArray[np.float64], clean: NDArray[np.float64]) -> dict[str, Any]:
+    """Return the measures of some rows against the (ascending) scores of clean ones."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    if not len(poison):
+        return {"rows": 0}
+    truth = np.r_[np.zeros(len(clean)), np.ones(len(poison))]
+    ranks = np.unique(np.r_[clean, poison], return_inverse=True)[1]  # finite, in the same order
+    rates = {f"{rate:g}": _true_positives(poison, clean, rate) for rate in FALSE_POSITIVES}
+    return {
+        "rows": len(poison),
+        "auroc": round(float(roc_auc_score(truth, ranks)), 5),
+        "auprc": round(float(average_precision_score(truth, ranks)), 5),
+        "tpr_at_fpr": rates,
+        "curve": [_true_positives(poison, clean, float(rate)) for rate in CURVE],
+    }
+
+
+def _true_positives(poison: NDArray[np.float64], clean: NDArray[np.float64], rate: float) -> float:
+    """Return the share of poison above the score that at most a share ``rate`` of clean rows exceed."""
+    allowed = int(np.floor(rate * len(clean) + 1e-9))
+    limit = -np.inf if allowed >= len(clean) else clean[len(clean) - 1 - allowed]
+    return round(float((poison > limit).mean() if allowed < len(clean) else 1.0), 5)
+
+
+def removal(case: Case, verdict: Verdict) -> dict[str, Any]:
+    """Return who was set aside: of each attack, of the clean, the confused and the covers, and of each class."""
+    rejected, ledger = verdict.rejected, case.ledger
+    rows, poison = int(rejected.sum()), int(rejected[ledger.poisoned()].sum())
+    per_class = np.bincount(case.examples.labels[rejected], minlength=len(case.examples.class_names))
+    return {
+        "rule": verdict.rule,
+        "rejected": rows,
+        "share": round(rows / len(case.examples), 5),
+        "poisoned": poison,
+        "clean": int(rejected[case.clean()].sum()),
+        "label noise": int(rejected[case.noisy].sum()),
+        "covers": int(rejected[ledger.covers()].sum()),
+        "precision": round(poison / rows, 5) if rows else None,
+        "recall": round(poison / len(ledger.poisoned()), 5) if len(ledger.poisoned()) else None,
+        "per attack": {name: int(rejected[ledger.poisoned(n)].sum()) for n, name in enumerate(case.names)},
+        "per class": dict(zip(case.examples.class_names, per_class.tolist(), strict=True)),
+    }
+
+
+def _kinds(case: Case) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of each kind of which plots show a curve."""
+    kinds = {"clean": case.clean(), "probes": case.probes}
+    kinds |= {name: case.ledger.poisoned(number) for number, name in enumerate(case.names)}
+    if case.noisy.any():
+        kinds["label noise"] = np.flatnonzero(case.noisy)
+    return {name: rows for name, rows in kinds.items() if len(rows)}
+
+
+def histogram(case: Case, scores: Scores) -> dict[str, Any]:
+    """Return how many rows of each kind have which score: ``edges`` of the bins, and counts per kind.
+
+    The bins reach from the lowest to the highest score but for a thousandth at either end, which the outer bins hold.
+    """
+    finite = scores.values[np.isfinite(scores.values)].astype(np.float64)
+    low, high = np.quantile(finite, (0.001, 0.999)) if len(finite) else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
+    found: dict[str, Any] = {"edges": [float(f"{edge:.5g}") for edge in edges]}
+    for name, rows in _kinds(case).items():
+        values = scores.values[rows]
+        found[name] = np.histogram(values[np.isfinite(values)].clip(edges[0], edges[-1]), edges)[0].tolist()
+    return found
+
+
+def bands(case: Case, trajectories: Trajectories) -> dict[str, Any]:
+    """Return the quartiles of the cross-entropy of each kind of rows, epoch by epoch: per kind (3, epochs)."""
+    found = {}
+    for name, rows in _kinds(case).items():
+        quartiles = np.nanquantile(trajectories.block("ce", rows), (0.25, 0.5, 0.75), axis=0)
+        found[name] = [[float(f"{value:.4g}") for value in line] for line in quartiles]
+    return found
+
+
+def behaviour(case: Case, model: nn.Module, where: torch.device) -> dict[str, Any]:
+    """Return clean accuracy, and for each attack its success rate, also with the trigger twice as strong.
+
+    The success rate (ASR) is over test pictures outside the target class; ``untriggered``: how many of these
+    the model takes for the target without the trigger.
+    """
+    found: dict[str, Any] = {"clean accuracy": _rate(model, case.test, where), "attacks": {}}
+    for name, attack in zip(case.names, case.attacks, strict=True):
+        shown = triggered(case.test, attack)
+        found["attacks"][name] = {
+            "target": case.test.class_names[attack.target_in(case.test.class_names)],
+            "asr": _rate(model, shown, where),
+            "asr stronger": _rate(model, stronger(case.test, shown), where),
+            "untriggered": _rate(model, replace(shown, images=case.test.images), where),
+        }
+    return found
+
+
+def _rate(model: nn.Module, examples: Any, where: torch.device) -> float:
+    rate = accuracy(model, examples, where)
+    if not np.isfinite(rate):
+        raise InputError(f"an accuracy is {rate}, which is no number to compare.")
+    return round(rate, 5)

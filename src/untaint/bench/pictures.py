@@ -1,0 +1,194 @@
+"""Plots of results, from the result files alone: no pictures, models or scores are needed any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from untaint import run
+from untaint.bench.groups import Group, Result, grouped, mean_asr
+from untaint.bench.measures import CURVE
+
+__all__ = ["draw"]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f", "#bcbd22")
+CLEAN, PROBES = "#444444", "#000000"
+
+
+def draw(results: Sequence[Result], folder: Path) -> list[Path]:
+    """Write an SVG per setting and kind of plot; return their paths.
+
+    ROC curves per attack (false positive rate on a log axis), attack success and clean accuracy
+    against the share rejected, quality against seconds, histograms of scores and, from BaDLoss's
+    watcher, quartiles of the loss per epoch for each kind of rows.
+    """
+    groups = [group for group in grouped(results) if group.finished]
+    paths = []
+    for title in dict.fromkeys(group.title for group in groups):
+        own = [group for group in groups if group.title == title]
+        for kind, plot in _PLOTS.items():
+            figure = plot(title, own)
+            if figure is not None:
+                paths.append(_save(figure, folder / f"{_file(title)}-{kind}.svg"))
+    return paths
+
+
+def _file(title: str) -> str:
+    return "-".join("".join(one if one.isalnum() else " " for one in title.lower()).split())[:80]
+
+
+def _save(figure: Any, path: Path) -> Path:
+    with run.written(path) as file:
+        figure.savefig(file, format="svg", metadata={"Date": None})
+    return path
+
+
+def _figure(title: str, across: int, height: float = 3.4) -> tuple[Any, Any]:
+    """Return a figure with so many axes side by side; needs no display."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams["svg.hashsalt"] = "untaint"  # the same file for the same results
+    figure = Figure(figsize=(3.6 * across + 0.6, height), layout="constrained")
+    axes = figure.subplots(1, across, squeeze=False)[0]
+    figure.suptitle(title, fontsize=10)
+    for one in axes:
+        one.grid(True, color="#e6e6e6", linewidth=0.6)
+        one.tick_params(labelsize=8)
+        for side in ("top", "right"):
+            one.spines[side].set_visible(False)
+    return figure, axes
+
+
+def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
+    curves = [
+        result["detection"][attack]["curve"]
+        for result in group.finished
+        if "curve" in result.get("detection", {}).get(attack, {})
+    ]
+    return np.mean(curves, axis=0) if curves else None
+
+
+def _roc(title: str, groups: Sequence[Group]) -> Any:
+    judged = [group for group in groups if group.defence != "oracle" and _mean_curve(group, "all") is not None]
+    if not judged:
+        return None
+    attacks = ["all", *judged[0].finished[0]["model"]["attacks"]]
+    figure, axes = _figure(title, len(attacks))
+    for axis, attack in zip(axes, attacks, strict=True):
+        for number, group in enumerate(judged):
+            curve = _mean_curve(group, attack)
+            if curve is not None:
+                axis.plot(CURVE, curve, color=COLOURS[number % len(COLOURS)], label=group.defence, linewidth=1.4)
+        axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
+        axis.set_title(attack, fontsize=9)
+        axis.set_xlabel("false positive rate", fontsize=8)
+    axes[0].set_ylabel("true positive rate", fontsize=8)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=min(len(judged), 4),
+        fontsize=7,
+        frameon=False,
+    )
+    return figure
+
+
+def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, Sequence[Group]], Any]:
+    """Return a plot of mean ASR and clean accuracy against another measure, a point per defence."""
+
+    def plot(title: str, groups: Sequence[Group]) -> Any:
+        shown = [group for group in groups if group.values(mean_asr)]
+        if len(shown) < 2:
+            return None
+        figure, axes = _figure(title, 2)
+        for axis, other, what in (
+            (axes[0], mean_asr, "mean attack success, %"),
+            (axes[1], lambda result: float(result["model"]["clean accuracy"]), "clean accuracy, %"),
+        ):
+            for number, group in enumerate(shown):
+                across = [measure(result) for result in group.finished]
+                up = [100 * value for value in group.values(other)]
+                colour = COLOURS[number % len(COLOURS)]
+                axis.plot(across, up, ".", color=colour, markersize=4, alpha=0.5)
+                axis.plot(fmean(across), fmean(up), "o", color=colour, label=group.defence, markersize=6)
+            axis.set_xlabel(label, fontsize=8)
+            axis.set_ylabel(what, fontsize=8)
+        figure.legend(
+            *axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=7, frameon=False
+        )
+        return figure
+
+    return plot
+
+
+def _colours(kinds: Sequence[str]) -> dict[str, str]:
+    others = [kind for kind in kinds if kind not in ("clean", "probes")]
+    return {
+        "clean": CLEAN,
+        "probes": PROBES,
+        **{kind: COLOURS[number % len(COLOURS)] for number, kind in enumerate(others)},
+    }
+
+
+def _histograms(title: str, groups: Sequence[Group]) -> Any:
+    shown = [
+        group
+        for group in groups
+        if "histogram" in group.finished[0] and group.defence.split(" ")[0] not in ("oracle", "random")
+    ]
+    if not shown:
+        return None
+    figure, axes = _figure(title, len(shown))
+    for axis, group in zip(axes, shown, strict=True):
+        counts = dict(group.finished[0]["histogram"])
+        edges = np.array(counts.pop("edges"))
+        colours = _colours(list(counts))
+        for kind, heights in counts.items():
+            axis.stairs(
+                heights,
+                edges,
+                color=colours[kind],
+                label=kind,
+                fill=kind == "clean",
+                alpha=0.35 if kind == "clean" else 1,
+            )
+        axis.set_yscale("symlog", linthresh=1)
+        axis.set_title(group.defence, fontsize=8)
+        axis.set_xlabel("score", fontsize=8)
+    axes[0].set_ylabel("rows (first seed)", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, frameon=False)
+    return figure
+
+
+def _bands(title: str, groups: Sequence[Group]) -> Any:
+    known = next((result for group in groups for result in group.finished if "bands" in result), None)
+    if known is None:
+        return None
+    figure, (axis,) = _figure(title, 1)
+    figure.set_figwidth(6)
+    colours = _colours(list(known["bands"]))
+    for kind, (low, middle, high) in known["bands"].items():
+        epochs = np.arange(1, len(middle) + 1)
+        axis.plot(
+            epochs, middle, color=colours[kind], label=kind, linewidth=1.4, linestyle="--" if kind == "probes" else "-"
+        )
+        axis.fill_between(epochs, low, high, color=colours[kind], alpha=0.12, linewidth=0)
+    axis.set(yscale="log")
+    axis.set_xlabel("epoch", fontsize=8)
+    axis.set_ylabel("cross-entropy: median and quartiles (first seed)", fontsize=8)
+    axis.legend(fontsize=7, frameon=False)
+    return figure
+
+
+_PLOTS: dict[str, Callable[[str, Sequence[Group]], Any]] = {
+    "roc": _roc,
+    "rejection": _against(lambda result: 100 * float(result.get("removal", {}).get("share", 0.0)), "rejected, %"),
+    "cost": _against(lambda result: sum(result["stages"].values()) / 60, "minutes of training"),
+    "scores": _histograms,
+    "trajectories": _bands,
+}

@@ -1,0 +1,289 @@
+"""Runs a grid: each cell once, the models of a setting shared by its defences, several processes side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from untaint import recipe, run
+from untaint.attacks import ATTACKS
+from untaint.bench.case import Case, outline, prepare, read
+from untaint.bench.grid import Defender, Grid, Setting
+from untaint.bench.measures import bands, behaviour, detection, histogram, removal
+from untaint.concluding import versions
+from untaint.defenses import DEFENSES, Detector, Task
+from untaint.defenses.badloss import BaDLoss
+from untaint.errors import InputError, RunError, UntaintError
+from untaint.examples import Examples
+from untaint.progress import Progress, Silent
+from untaint.scores import parse_rule
+from untaint.training.checkpoint import load_model
+from untaint.training.device import device, hardware
+from untaint.training.loop import seconds_of
+from untaint.trajectories import Trajectories
+
+__all__ = ["Cell", "Runner", "results_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One defence in one setting, and the file of its result."""
+
+    setting: Setting
+    defender: Defender
+    code: str
+    path: Path
+
+    def result(self, progress: Progress | None = None) -> dict[str, Any] | None:
+        """Return what was found, or None if it is still to be found; a file that was altered is named and not counted."""
+        if not self.path.exists():
+            return None
+        try:
+            facts = run.read_sealed(self.path, "It is run again.")
+        except RunError as error:
+            (progress or Silent()).say(str(error))
+            return None
+        return facts if facts.get("code") == self.code else None
+
+    def drop_older(self) -> None:
+        """Remove results of the same cell by other code or of other pictures."""
+        begin = self.path.name.removesuffix(f"{self.code[:8]}.json")
+        for path in self.path.parent.glob("*.json"):
+            if path != self.path and path.name.startswith(begin) and len(path.name) == len(self.path.name):
+                path.unlink(missing_ok=True)
+
+
+class Runner:
+    """Runs the cells of a grid and keeps a JSON file for each.
+
+    ``results``: the folder of these files; ``work``: where models lie while the cells of their setting
+    are run (removed afterwards unless ``keep``). Any number of processes may run the same grid on
+    the same folders: each takes a setting that nobody else is at.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        results: Path,
+        work: Path,
+        progress: Progress | None = None,
+        keep: bool = False,
+        where: torch.device | None = None,
+    ) -> None:
+        self.grid, self.results, self.work, self.keep = grid, results, work, keep
+        self.progress = progress or Silent()
+        self.where = where or device()
+        self._data: dict[str, tuple[Examples, Examples]] = {}
+        self._codes: dict[str, str] = {}
+        self._seconds: list[float] = []
+
+    def data(self, name: str) -> tuple[Examples, Examples]:
+        """Return the training and test pictures of a data set, read once."""
+        if name not in self._data:
+            self._data[name] = train, test = read(self.grid.sources[name], self.progress)
+            self._codes[name] = train.fingerprint + test.fingerprint
+            if train.class_names != test.class_names:
+                raise InputError(
+                    f"the classes of '{name}' differ in its training and test part. Give parts of one data set."
+                )
+        return self._data[name]
+
+    def cells(self, setting: Setting, defenders: tuple[Defender, ...]) -> list[Cell]:
+        """Return the cells of one setting."""
+        self.data(setting.data)
+        made = []
+        for defender in defenders:
+            code = _code(setting, defender, self._codes[setting.data])
+            words = re.sub(r"[^\w.@=]+", "-", f"{setting.title()} {defender.text}".lower())[:90].strip("-")
+            made.append(
+                Cell(
+                    setting=setting,
+                    defender=defender,
+                    code=code,
+                    path=self.results / f"{words}-seed{setting.seed}-{code[:8]}.json",
+                )
+            )
+        return made
+
+    def check(self) -> None:
+        """Raise InputError for the first setting that cannot be; looks at labels only, before anything is run."""
+        for setting, _ in self.grid.cells:
+            try:
+                outline(setting, self.data(setting.data)[0])
+            except InputError as error:
+                raise InputError(f"{setting.title()}, seed {setting.seed}: {error}") from error
+
+    def run(self) -> int:
+        """Run every cell that has no result; returns how many are left to other processes."""
+        self.check()
+        planned = [(setting, self.cells(setting, defenders)) for setting, defenders in self.grid.cells]
+        total = sum(len(cells) for _, cells in planned)
+        done = sum(cell.result(self.progress) is not None for _, cells in planned for cell in cells)
+        self.progress.say(f"{total} cells, {done} of them done before.")
+        busy = 0
+        for setting, cells in planned:
+            if all(cell.result() is not None for cell in cells):
+                continue
+            with self._claim(setting) as mine:
+                if mine:
+                    self._run_setting(
+                        setting, cells, lambda: sum(c.result() is None for _, some in planned for c in some)
+                    )
+                else:
+                    busy += sum(cell.result() is None for cell in cells)
+        return busy
+
+    @contextmanager
+    def _claim(self, setting: Setting) -> Iterator[bool]:
+        """Hold the setting's claim file while it is run; False if another process does. A killed process holds nothing."""
+        path = self.work / "claims" / _digest(dataclasses.asdict(setting))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = open(path, "a")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise run.explain(error, path) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def _run_setting(self, setting: Setting, cells: list[Cell], left: Callable[[], int]) -> None:
+        missing = [cell for cell in cells if cell.result() is None]  # another process may have finished some
+        if not missing:
+            return
+        folder = self.work / _digest([dataclasses.asdict(setting), self._codes[setting.data]])[:16]
+        case = prepare(setting, *self.data(setting.data), self.progress)
+        for cell in missing:
+            begin = time.monotonic()
+            self.progress.say(f"{setting.title()}, seed {setting.seed}: {cell.defender.text}{self._time_left(left())}")
+            try:
+                found = self._run_cell(case, cell, folder)
+            except RunError:
+                raise  # a full disk or an altered model is no finding
+            except UntaintError as error:
+                found = {"error": str(error)}
+                self.progress.say(f"failed: {error}")
+            run.write_sealed(cell.path, {**_identity(cell, self.where), **found})
+            cell.drop_older()
+            self._seconds.append(time.monotonic() - begin)
+        if not self.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _time_left(self, cells: int) -> str:
+        if not self._seconds:
+            return f" ({cells} cells to go)"
+        minutes = sum(self._seconds) / len(self._seconds) * cells / 60
+        return f" ({cells} cells to go, about {minutes:.0f} minutes)" if minutes >= 1 else f" ({cells} cells to go)"
+
+    def _run_cell(self, case: Case, cell: Cell, folder: Path) -> dict[str, Any]:
+        setting, defender = cell.setting, cell.defender
+        recipes, judge = setting.recipes(), DEFENSES.build(defender.defence)
+        rule = defender.rule or (judge.usual_rule if isinstance(judge, Detector) else None) or recipes.reject
+        if hasattr(judge, "told"):
+            judge = judge.told(case.ledger.poisoned())
+        task = Task(
+            examples=case.examples,
+            probes=case.probes,
+            preset=recipes,
+            rule=parse_rule(rule),
+            scratch=folder / cell.code[:16],
+            store=folder / "models",
+            seed=setting.seed,
+            progress=self.progress,
+            where=self.where,
+        )
+        begin = time.monotonic()
+        peak = peak_memory()
+        outcome = judge.defend(task)
+        assert outcome.model is not None
+        stages = {path.name: round(seconds_of(path), 1) for path in sorted(task.scratch.iterdir()) if seconds_of(path)}
+        found: dict[str, Any] = {"seconds": round(time.monotonic() - begin, 1), "stages": stages, "peak_mib": peak()}
+        if outcome.scores is not None and outcome.verdict is not None:
+            found |= {"detection": detection(case, outcome.scores), "removal": removal(case, outcome.verdict)}
+            found["histogram"] = histogram(case, outcome.scores)
+        if isinstance(judge, BaDLoss):  # its watcher trained on everything, as in the paper's figures
+            found["bands"] = bands(case, Trajectories(task.scratch / judge.stages[0] / "trajectories"))
+        found["model"] = behaviour(case, load_model(outcome.model), self.where)
+        found["poisoned"] = {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)}
+        found["rows"], found["attacks"] = len(case.examples), list(case.ledger.attacks)
+        return found
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _code(setting: Setting, defender: Defender, data: str) -> str:
+    """Return the hash by which a result is known: settings, pictures, and versions raised by hand."""
+    kinds = [ATTACKS.kind(text.partition(":")[0]) for text in setting.attackers]
+    attacks = [kind.version for kind in kinds]
+    defence = DEFENSES.kind(defender.defence.partition(":")[0]).version
+    recipes = dataclasses.asdict(setting.recipes())
+    return _digest([dataclasses.asdict(setting), recipes, defender.text, data, attacks, defence, recipe.VERSION])
+
+
+def _identity(cell: Cell, where: torch.device) -> dict[str, Any]:
+    return {
+        "code": cell.code,
+        "setting": dataclasses.asdict(cell.setting),
+        "title": cell.setting.title(),
+        "defence": cell.defender.text,
+        "hardware": hardware(where),
+        "versions": versions(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Return the commit that the code is of, if it lies in a repository; only noted, never compared."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=5).stdout.strip() or None
+    return None
+
+
+def peak_memory() -> Callable[[], int]:
+    """Return a function that returns the peak resident memory since then, in MiB; of the whole process where it cannot be set back."""
+    reset = Path("/proc/self/clear_refs")
+    with contextlib.suppress(OSError):
+        reset.write_text("5")
+
+    def peak() -> int:
+        status = Path("/proc/self/status")
+        if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
+            return int(found[1]) // 1024
+        unit = 2**20 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
+
+    return peak
+
+
+def results_of(folder: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Return every result in a folder, in the order of their names; altered files are named and not counted."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(run.read_sealed(path, "It is not counted; run the grid again."))
+        except RunError as error:
+            (progress or Silent()).say(str(error))
+    return found

@@ -1,0 +1,182 @@
+"""Tables of results: for the terminal, Markdown, LaTeX and CSV, all from the same lines."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal
+
+from untaint.bench.checks import flags, tuned
+from untaint.bench.groups import Group, Result, grouped, mean_asr, spread
+
+__all__ = ["FORMATS", "Format", "render"]
+
+Format = Literal["terminal", "markdown", "latex", "csv"]
+PLUS_MINUS = {"latex": r"$\pm$"}
+FORMATS: tuple[Format, ...] = ("terminal", "markdown", "latex", "csv")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A measure: its head, how it is got, whether more is better (None: neither), and how it is written."""
+
+    head: str
+    measure: Callable[[Result], float | None]
+    better: Literal["more", "less"] | None
+    form: str
+
+
+def _detected(name: str) -> Callable[[Result], float | None]:
+    def measure(result: Result) -> float | None:
+        found = result.get("detection", {}).get("all", {})
+        return found.get("tpr_at_fpr", {}).get("0.01") if name == "tpr" else found.get(name)
+
+    return measure
+
+
+def _removed(name: str) -> Callable[[Result], float | None]:
+    return lambda result: result.get("removal", {}).get(name)
+
+
+def _clean_accuracy(result: Result) -> float | None:
+    return float(result["model"]["clean accuracy"])
+
+
+COLUMNS = (
+    Column("clean accuracy", _clean_accuracy, "more", "percent"),
+    Column("mean ASR", mean_asr, "less", "percent"),
+    Column("AUROC", _detected("auroc"), "more", "score"),
+    Column("TPR at 1 % FPR", _detected("tpr"), "more", "percent"),
+    Column("rejected", _removed("share"), None, "percent"),
+    Column("precision", _removed("precision"), "more", "percent"),
+    Column("recall", _removed("recall"), "more", "percent"),
+)
+
+
+def _attack_columns(groups: Sequence[Group]) -> list[Column]:
+    names: dict[str, None] = {}
+    for group in groups:
+        for result in group.finished:
+            names.update(dict.fromkeys(result["model"]["attacks"]))
+
+    def asr(name: str) -> Callable[[Result], float | None]:
+        return lambda result: result["model"]["attacks"].get(name, {}).get("asr")
+
+    def auroc(name: str) -> Callable[[Result], float | None]:
+        return lambda result: result.get("detection", {}).get(name, {}).get("auroc")
+
+    columns = [Column(f"ASR {name}", asr(name), "less", "percent") for name in names]
+    return columns + [Column(f"AUROC {name}", auroc(name), "more", "score") for name in names]
+
+
+def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: bool = False) -> str:
+    """Return the table of some results, setting by setting, with what is to be said against each line below it.
+
+    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart.
+    """
+    groups = grouped(results)
+    if form == "csv":
+        return _csv(groups, per_attack)
+    parts = []
+    for title in dict.fromkeys(group.title for group in groups):
+        own = [group for group in groups if group.title == title]
+        parts.append(_setting(title, own, form, per_attack))
+    notes = tuned(groups)
+    if notes:
+        parts.append("\n".join(f"Beware: {note}." for note in notes))
+    return "\n\n".join(parts) + "\n" if parts else "No results yet.\n"
+
+
+def _setting(title: str, groups: list[Group], form: Format, per_attack: bool) -> str:
+    columns = _attack_columns(groups) if per_attack else COLUMNS
+    seeds = max(len(group.results) for group in groups)
+    head = ["defence", *(column.head for column in columns)]
+    best = {column.head: _best(groups, column) for column in columns}
+    notes: dict[str, int] = {}
+    lines = []
+    for group in groups:
+        marks = [notes.setdefault(text, len(notes) + 1) for text in flags(group, groups)]
+        cells = [_cell(group, column, best[column.head], form) for column in columns]
+        lines.append([_name(group.defence, marks, form), *cells])
+    below = [f"{number}. {text}" for text, number in notes.items()]
+    caption = f"{title} ({seeds} seed{'s' if seeds > 1 else ''})"
+    return _drawn(caption, head, lines, below, form)
+
+
+def _best(groups: Sequence[Group], column: Column) -> float | None:
+    means = [
+        fmean(values) for group in groups if group.defence != "oracle" and (values := group.values(column.measure))
+    ]
+    if column.better is None or len(means) < 2:
+        return None
+    return max(means) if column.better == "more" else min(means)
+
+
+def _cell(group: Group, column: Column, best: float | None, form: Format) -> str:
+    found = spread(group.values(column.measure))
+    if found is None:
+        return "failed" if not group.finished else "–"
+    mean, deviation = found
+    text = _number(mean, column.form)
+    if deviation is not None:
+        text += f" {PLUS_MINUS.get(form, '±')} {_number(deviation, column.form)}"
+    if best is None or mean != best or group.defence == "oracle":
+        return text
+    return {"terminal": f"*{text}", "markdown": f"**{text}**", "latex": f"\\textbf{{{text}}}"}.get(form, text)
+
+
+def _number(value: float, form: str) -> str:
+    return f"{100 * value:.1f}" if form == "percent" else f"{value:.3f}"
+
+
+def _name(defence: str, marks: Sequence[int], form: Format) -> str:
+    told = ",".join(map(str, sorted(marks)))
+    if form == "latex":
+        return _escaped(defence) + (f"$^{{{told}}}$" if told else "")
+    if form == "markdown":
+        return f"`{defence}`" + (f" <sup>{told}</sup>" if told else "")
+    return defence + (f" [{told}]" if told else "")
+
+
+def _escaped(text: str) -> str:
+    return "".join("\\" + one if one in "&%$#_{}" else one for one in text)
+
+
+def _drawn(caption: str, head: list[str], lines: list[list[str]], below: list[str], form: Format) -> str:
+    if form == "markdown":
+        body = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
+        return "\n".join([f"**{caption}**", "", *body, *(["", *below] if below else [])])
+    if form == "latex":
+        rows = [" & ".join(line) + r" \\" for line in lines]
+        columns = "l" + "r" * (len(head) - 1)
+        notes = [f"% {note}" for note in below]
+        top = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", " & ".join(map(_escaped, head)) + r" \\", r"\hline"]
+        return "\n".join([f"% {caption}", *top, *rows, r"\hline", r"\end{tabular}", *notes])
+    widths = [max(len(line[place]) for line in (head, *lines)) for place in range(len(head))]
+    body = []
+    for line in (head, *lines):
+        cells = [
+            line[0].ljust(widths[0]),
+            *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)),
+        ]
+        body.append("  ".join(cells).rstrip())
+    return "\n".join([caption, "", body[0], "-" * len(body[0]), *body[1:], *(["", *below] if below else [])])
+
+
+def _csv(groups: list[Group], per_attack: bool) -> str:
+    columns = [*COLUMNS, *(_attack_columns(groups) if per_attack else [])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    heads: list[Any] = [one for column in columns for one in (column.head, f"{column.head} std")]
+    writer.writerow(["setting", "defence", "seeds", *heads, "flags"])
+    for group in groups:
+        own = [other for other in groups if other.title == group.title]
+        cells: list[Any] = []
+        for column in columns:
+            mean, deviation = spread(group.values(column.measure)) or (None, None)
+            cells += ["" if value is None else round(value, 5) for value in (mean, deviation)]
+        writer.writerow([group.title, group.defence, len(group.finished), *cells, "; ".join(flags(group, own))])
+    return text.getvalue()

@@ -1,0 +1,99 @@
+"""Activation clustering: the smaller of two clusters of a class, if the two are well apart (Chen et al., 2018)."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from untaint import rng
+from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.errors import SpecError
+from untaint.scores import Scores
+
+__all__ = ["Clustering", "reduced", "two_clusters"]
+
+LOOKED_AT = 5_000  # rows of a class by which the silhouette is measured
+STARTS = 4  # of 2-means; the best is taken
+SMALLEST = 10  # a class with fewer rows is not clustered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering(Detector):
+    """How well the rows of a class fall into two clusters: the silhouette for the smaller one, its negative for the larger.
+
+    The features are the undefended model's, of each class by itself, reduced to ``dimensions`` by
+    independent (``ica``) or principal (``pca``) components and parted by 2-means. Silhouettes run
+    from -1 to 1; the rule taken here sets the smaller cluster aside where it is above 0.15, as
+    Alex et al. (2025) do. Classes with fewer than 10 rows score 0.
+    """
+
+    dimensions: int = 10
+    reduce: Literal["ica", "pca"] = "ica"
+
+    stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
+    usual_rule: ClassVar[str | None] = "above:score=0.15"
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        if self.dimensions < 1:
+            raise SpecError(f"dimensions is {self.dimensions}; give at least 1.")
+
+    def score(self, task: Task) -> Scores:
+        """Return plus or minus the silhouette of each row's class, from the undefended model's features."""
+        from sklearn.metrics import silhouette_score
+
+        features, labels, members = task.features(), task.examples.labels, task.examples.rows
+        values = np.full(task.examples.total, np.nan, dtype=np.float32)
+        values[members] = 0
+        for label in np.unique(labels[members]):
+            rows = members[labels[members] == label]
+            seed = rng.derive(task.seed, "defenses/clustering", int(label)) % 2**32
+            if len(rows) < SMALLEST or not np.ptp(features[rows], axis=0).any():
+                continue
+            points = reduced(features[rows], self.dimensions, self.reduce, seed)
+            smaller = two_clusters(points, seed)
+            looked = min(len(rows), LOOKED_AT)
+            width = float(silhouette_score(points, smaller, sample_size=looked, random_state=seed))
+            values[rows] = np.where(smaller, width, -width)
+        return Scores(values=values, name="clustering", parts={"silhouette": values})
+
+    def work(self, task: Task) -> list[tuple[str, int, int]]:
+        """Return the pictures that pass through the undefended model."""
+        return [(UNDEFENDED, task.preset.retrain.epochs * len(task.examples), len(task.examples))]
+
+    def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
+        """Return for each row how well its class falls apart."""
+        return [f"in the smaller of two clusters of its class (silhouette {scores.values[row]:.2f})" for row in rows]
+
+    def limits(self) -> list[str]:
+        """Return what clustering cannot tell."""
+        return [
+            "A class is set aside by clusters, never by pictures: what is clean in the smaller cluster goes with the rest."
+        ]
+
+
+def reduced(features: NDArray[np.float32], dimensions: int, how: str, seed: int) -> NDArray[np.float64]:
+    """Return the features in a few dimensions: (rows, at most ``dimensions``)."""
+    from sklearn.decomposition import PCA, FastICA
+    from sklearn.exceptions import ConvergenceWarning
+
+    count = min(dimensions, *features.shape)
+    if how == "pca":
+        tool = PCA(count, random_state=seed)
+    else:
+        tool = FastICA(count, max_iter=1000, tol=0.005, whiten_solver="eigh", random_state=seed)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # components nearly found are as good for two clusters
+        return np.asarray(tool.fit_transform(features.astype(np.float64)))
+
+
+def two_clusters(points: NDArray[np.float64], seed: int) -> NDArray[np.bool_]:
+    """Return who is in the smaller of two clusters, by 2-means: bool (rows,)."""
+    from sklearn.cluster import KMeans
+
+    second = KMeans(2, n_init=STARTS, random_state=seed).fit_predict(points).astype(bool)
+    return ~second if second.mean() > 0.5 else second

@@ -1,0 +1,158 @@
+"""Tables and what is said against them, on made-up results."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict
+
+import pytest
+
+from untaint.bench.checks import flags, tuned
+from untaint.bench.grid import Setting
+from untaint.bench.groups import grouped
+from untaint.bench.table import FORMATS, render
+
+ATTACKERS = ("patch:rate=0.1", "pixel:rate=0.1")
+
+
+def result(defence, seed=0, accuracy=0.8, asr=(0.9, 0.9), share=0.0, auroc=None, rows=100, title=None, **changes):
+    setting = Setting(data="photos", attacks="two", attackers=ATTACKERS, seed=seed, **changes)
+    names = ("patch", "pixel")
+    made = {
+        "title": title or setting.title(),
+        "setting": asdict(setting),
+        "defence": defence,
+        "poisoned": dict.fromkeys(names, rows),
+        "model": {
+            "clean accuracy": accuracy,
+            "attacks": {name: {"asr": rate, "asr stronger": rate} for name, rate in zip(names, asr, strict=True)},
+        },
+    }
+    if auroc is not None:
+        one = {"auroc": auroc, "tpr_at_fpr": {"0.01": auroc - 0.1}}
+        made["detection"] = dict.fromkeys((*names, "all"), one)
+        made["removal"] = {"share": share, "precision": 0.5, "recall": 0.75}
+    return made
+
+
+def whole(seeds=(0, 1, 2)):
+    return [
+        made
+        for seed in seeds
+        for made in (
+            result("none", seed, 0.80),
+            result("oracle", seed, 0.81, (0.02, 0.03), 0.1, 1.0),
+            result("random @ fraction:share=0.1", seed, 0.79, (0.88, 0.9), 0.1, 0.5),
+            result("badloss", seed, 0.75 + 0.01 * seed, (0.1, 0.2), 0.4, 0.7),
+            result("cross-examination", seed, 0.80, (0.04, 0.05), 0.1, 0.99),
+        )
+    ]
+
+
+def said(results, defence):
+    groups = grouped(results)
+    return flags(next(group for group in groups if group.defence == defence), groups)
+
+
+def test_a_sound_table_has_nothing_said_against_it():
+    for group in grouped(whole()):
+        assert flags(group, grouped(whole())) == []
+
+
+def test_mean_and_deviation_over_seeds_and_the_best_in_bold():
+    text = render(whole(), "markdown")
+    lines = {
+        line.split("`")[1]: [cell.strip() for cell in line.split("|")[2:-1]]
+        for line in text.splitlines()
+        if "`" in line
+    }
+    assert list(lines) == ["none", "oracle", "random @ fraction:share=0.1", "badloss", "cross-examination"]
+    assert lines["badloss"] == [
+        "76.0 ± 1.0",
+        "15.0 ± 0.0",
+        "0.700 ± 0.000",
+        "60.0 ± 0.0",
+        "40.0 ± 0.0",
+        "**50.0 ± 0.0**",
+        "**75.0 ± 0.0**",
+    ]
+    assert lines["cross-examination"][:4] == ["**80.0 ± 0.0**", "**4.5 ± 0.0**", "**0.990 ± 0.000**", "**89.0 ± 0.0**"]
+    assert lines["oracle"][2] == "1.000 ± 0.000", "the oracle is no competitor"
+    assert lines["none"][2:] == ["–"] * 5
+    assert "photos, two (3 seeds)" in text
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("per_attack", [False, True])
+def test_every_form_has_every_line(form, per_attack):
+    text = render(whole(), form, per_attack=per_attack)
+    for defence in ("none", "oracle", "random", "badloss", "cross-examination"):
+        assert defence in text
+    assert ("ASR pixel" in text) is per_attack
+    if form == "latex":
+        assert text.count(r"\\") == 6
+        assert r"\textbf{" in text
+    if form == "csv":
+        lines = list(csv.reader(io.StringIO(text)))
+        assert len({len(line) for line in lines}) == 1
+        assert len(lines) == 6
+        assert lines[4][:4] == ["photos, two", "badloss", "3", "0.76"]
+
+
+def test_each_thing_that_makes_a_number_meaningless_is_said():
+    one = whole()
+    assert said(whole((0,)), "badloss") == ["1 seed, fewer than 3"]
+    low = [{**made, "poisoned": {"patch": 49, "pixel": 50}} for made in one]
+    assert said(low, "badloss") == ["patch: 49 poisoned rows, fewer than 50"]
+    weak = [
+        result("none", seed, 0.8, (0.9, 0.2)) if made["defence"] == "none" else made
+        for seed in range(3)
+        for made in whole((seed,))
+    ]
+    assert said(weak, "badloss") == ["pixel was not learned: 20% undefended, 3% by a model without poison"]
+    assert said([m for m in one if m["defence"] != "none"], "badloss") == [
+        "no row 'none': whether the attacks were learned is not known"
+    ]
+    greedy = one + [result("gap", seed, 0.8, (0.0, 0.0), 0.95, 0.9) for seed in range(3)]
+    assert said(greedy, "gap") == ["more than 90% rejected"]
+    careless = one + [result("gap", seed, 0.70, (0.0, 0.0), 0.05, 0.9) for seed in range(3)]
+    assert said(careless, "gap") == [
+        "clean accuracy below that of 'random @ fraction:share=0.1', which removes as many by lot"
+    ]
+    shaky = one + [result("gap", seed, 0.8, (0.6 * (seed == 2),) * 2, 0.1, 0.9) for seed in range(3)]
+    assert said(shaky, "gap") == ["seed 2 is far from the others: mean ASR 60%, median 0%"]
+    failed = [*one[:-1], {**{k: one[-1][k] for k in ("title", "setting", "defence")}, "error": "the loss is nan"}]
+    assert said(failed, "cross-examination") == ["seed 2 failed: the loss is nan", "2 seeds, fewer than 3"]
+    bad = [
+        result(
+            m["defence"],
+            m["setting"]["seed"],
+            0.8,
+            (0.9, 0.9) if m["defence"] == "none" else (0.0, 0.0),
+            bad_probes=0.1,
+        )
+        for m in one
+    ]
+    assert said(bad, "badloss") == ["10% of the probes are poisoned"]
+
+
+def test_a_cell_that_failed_everywhere_says_so_and_the_rest_is_shown():
+    failed = {**{k: whole()[0][k] for k in ("title", "setting")}, "defence": "gap", "error": "a metric is nan"}
+    text = render([*whole(), failed], "terminal")
+    line = next(line for line in text.splitlines() if line.startswith("gap"))
+    assert "failed" in line
+    assert "a metric is nan" in text
+    assert "badloss" in text
+
+
+def test_options_tuned_to_a_setting_are_said():
+    other = [
+        result(m["defence"].replace("badloss", "badloss:k=5"), m["setting"]["seed"], title="other") for m in whole()
+    ]
+    assert tuned(grouped(whole() + other)) == ["badloss has other options in one setting than in another"]
+    assert tuned(grouped(whole() + [result("badloss:k=5", title=m["title"]) for m in whole()])) == []
+
+
+def test_no_results_are_said_to_be_none():
+    assert render([], "terminal") == "No results yet.\n"

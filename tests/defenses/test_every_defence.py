@@ -1,0 +1,135 @@
+"""What every defence promises, tested for all that are registered at once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+import small
+from untaint import run, spec
+from untaint.defenses import DEFENSES, Defense, Detector, Task
+from untaint.errors import RunError
+from untaint.progress import Silent
+from untaint.scores import Fraction, parse_rule
+
+POISONED = np.arange(5, 60, 10)
+VARIANTS = [*DEFENSES.names(), "clustering:reduce=pca,dimensions=3", "label-errors:filter-by=both"]
+DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
+
+every_defence = pytest.mark.parametrize("text", VARIANTS)
+every_detector = pytest.mark.parametrize("text", DETECTORS)
+
+
+def made(text: str) -> Defense:
+    judge = DEFENSES.build(text)
+    return judge.told(POISONED) if hasattr(judge, "told") else judge
+
+
+def task(scratch, *, train: bool = True, **changes) -> Task:
+    return Task(
+        examples=small.pictures(120),
+        probes=np.arange(0, 120, 4),
+        preset=small.preset(**changes),
+        rule=Fraction(0.1),
+        scratch=scratch,
+        seed=0,
+        progress=Silent(),
+        train=train,
+    )
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory):
+    """Give for each text the task and its scores, made once."""
+    made_before = {}
+
+    def give(text):
+        if text not in made_before:
+            here = task(tmp_path_factory.mktemp("run"))
+            made_before[text] = here, made(text).score(here)
+        return made_before[text]
+
+    return give
+
+
+@every_defence
+def test_the_name_is_the_file_name_and_settings_survive_repr_and_text(text):
+    judge = made(text)
+    name = spec.parse(text)[0]
+    assert DEFENSES.name_of(judge) == name
+    assert DEFENSES.build(spec.text(name, judge)) == judge
+    assert eval(repr(judge), {type(judge).__name__: type(judge)}) == judge
+
+
+@every_defence
+def test_it_ends_with_a_model_and_leaves_what_it_was_given_alone(text, tmp_path):
+    here = task(tmp_path)
+    before = here.examples.images.copy(), here.examples.labels.copy(), here.probes.copy()
+    for array in (here.examples.images, here.examples.labels, here.probes):
+        array.flags.writeable = False
+    outcome = made(text).defend(here)
+    assert run.finished(outcome.model) is not None
+    rejected = outcome.verdict.rows if outcome.verdict is not None else []
+    assert run.read_json(outcome.model / "model.json")["rows"] == 120 - len(rejected)
+    for one, other in zip(before, (here.examples.images, here.examples.labels, here.probes), strict=True):
+        assert np.array_equal(one, other)
+
+
+@every_detector
+def test_every_row_has_one_score_under_the_name_of_the_detector(text, scored):
+    _, scores = scored(text)
+    assert scores.values.dtype == np.float32
+    assert scores.values.shape == (120,)
+    assert np.isfinite(scores.values).all()
+    assert scores.name == spec.parse(text)[0]
+
+
+@every_detector
+def test_rows_that_are_no_members_have_no_score(text, tmp_path):
+    whole = task(tmp_path)
+    part = dataclasses.replace(whole, examples=whole.examples.without(np.arange(100, 120)), probes=np.arange(0, 100, 4))
+    values = made(text).score(part).values
+    assert np.isfinite(values[:100]).all()
+    if text.startswith(("random", "spectral", "clustering", "label-errors", "oracle")):
+        assert np.isnan(values[100:]).all()
+
+
+@every_detector
+def test_the_models_it_announces_are_those_it_trains(text, scored):
+    here, _ = scored(text)
+    announced = [stage for stage, *_ in made(text).work(here)]
+    trained = {path.parent.name for path in here.scratch.glob("*/model.safetensors")}
+    assert trained <= set(made(text).stages)
+    assert set(announced) == trained
+
+
+@every_detector
+def test_a_second_score_trains_nothing_and_is_the_same(text, scored):
+    here, scores = scored(text)
+    again = made(text).score(dataclasses.replace(here, train=False))
+    assert np.array_equal(scores.values, again.values)
+
+
+@every_detector
+def test_nothing_is_trained_where_that_is_forbidden(text, tmp_path):
+    judge = made(text)
+    if judge.work(task(tmp_path)):
+        with pytest.raises(RunError, match="has no finished"):
+            judge.score(task(tmp_path, train=False))
+        assert not list(tmp_path.glob("*/model.safetensors"))
+
+
+@every_detector
+def test_probes_are_never_set_aside_and_each_who_is_has_a_reason(text, scored):
+    here, scores = scored(text)
+    judge = made(text)
+    rules = [here.rule, Fraction(0.9), *([parse_rule(judge.usual_rule)] if judge.usual_rule else [])]
+    for rule in rules:
+        verdict = judge.decide(scores, dataclasses.replace(here, rule=rule))
+        assert not verdict.rejected[here.probes].any()
+        reasons = judge.explain(scores, verdict.rows)
+        assert len(reasons) == len(verdict.rows)
+        assert all(reasons)
+    assert all(sentence.endswith(".") for sentence in judge.limits())
