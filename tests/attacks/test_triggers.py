@@ -259,7 +259,7 @@ def test_warp_leaves_an_even_picture_alone_and_refuses_what_it_cannot_bend():
 def test_narcissus_makes_pictures_look_more_like_the_target_to_a_model_that_never_saw_the_noise(tmp_path, monkeypatch):
     monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
     seen = small.pictures(300, side=16)
-    attack = Narcissus(target=1, epochs=4, steps=60).ready(seen, seed=1)
+    attack = Narcissus(target=1, epsilon=64, epochs=4, steps=60).ready(seen, seed=1)
     other = fit(seen, replace(small.RECIPE, epochs=4), tmp_path / "other", seed=9)
     fresh = small.pictures(300, side=16, seed=2)
     others = np.flatnonzero(fresh.labels != 1)
@@ -267,7 +267,7 @@ def test_narcissus_makes_pictures_look_more_like_the_target_to_a_model_that_neve
         predict(other, Examples.of(images, fresh.labels[others], class_names=fresh.class_names)).argmax(1)
         for images in (fresh.images[others], attack.trigger(fresh.images[others], others))
     )
-    noise = rng.uniform(0, "noise", 0, others[:1], draws=3 * 16 * 16).reshape(1, 3, 16, 16) * 32 - 16
+    noise = rng.uniform(0, "noise", 0, others[:1], draws=3 * 16 * 16).reshape(1, 3, 16, 16) * 128 - 64
     lot = np.clip(fresh.images[others] + noise, 0, 255).astype(np.uint8)
     by_lot = predict(other, Examples.of(lot, fresh.labels[others], class_names=fresh.class_names)).argmax(1)
     assert (after == 1).mean() > 0.5 > 0.2 > max((before == 1).mean(), (by_lot == 1).mean())

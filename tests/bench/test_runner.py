@@ -11,9 +11,9 @@ from PIL import Image
 
 import small
 from untaint import recipe, run
-from untaint.bench import read_grid
+from untaint.bench import Source, read_grid
 from untaint.bench import runner as module
-from untaint.bench.runner import Runner, results_of
+from untaint.bench.runner import Runner, cells_of, results_of
 from untaint.errors import InputError, RunError
 
 TEXT = """
@@ -62,6 +62,11 @@ class Told:
         self.remarks.append(remark)
 
 
+def found_in(folder, photos, *, seeds="[0]", told=None):
+    made = runner(folder, photos, seeds=seeds)
+    return results_of(made.grid, made.results, told)
+
+
 def runner(tmp_path, photos, *, seeds="[0]", text=TEXT, progress=None, **changes) -> Runner:
     path = tmp_path / "grid.toml"
     path.write_text(text.replace("PLACE", str(photos)).replace("SEEDS", seeds))
@@ -73,7 +78,7 @@ def runner(tmp_path, photos, *, seeds="[0]", text=TEXT, progress=None, **changes
 def test_every_cell_leaves_a_file_and_is_run_once(tmp_path, photos):
     first = runner(tmp_path, photos)
     assert first.run() == 0
-    found = results_of(tmp_path / "results")
+    found = found_in(tmp_path, photos)
     assert sorted(r["defence"] for r in found) == ["none", "oracle", "random @ fraction:share=0.1", "spectral"]
     for one in found:
         assert 0 <= one["model"]["clean accuracy"] <= 1
@@ -120,7 +125,7 @@ def test_a_grid_that_is_stopped_goes_on_where_it_was_and_ends_alike(tmp_path, ph
     assert f"4 cells, {len(done)} of them done before." in going_on.progress.remarks
     changing = {"seconds", "stages", "peak_mib", "seal"}
     one, other = (
-        {r["defence"]: {k: v for k, v in r.items() if k not in changing} for r in results_of(folder / "results")}
+        {r["defence"]: {k: v for k, v in r.items() if k not in changing} for r in found_in(folder, photos)}
         for folder in (tmp_path, tmp_path / "whole")
     )
     assert one == other
@@ -133,7 +138,7 @@ def test_a_corrupt_result_is_named_redone_and_never_counted(tmp_path, photos):
     facts["model"]["clean accuracy"] = 0.999
     path.write_text(json.dumps(facts))
     told = Told()
-    assert len(results_of(tmp_path / "results", told)) == 3
+    assert len(found_in(tmp_path, photos, told=told)) == 3
     assert str(path) in told.remarks[0]
     again = runner(tmp_path, photos)
     again.run()
@@ -141,30 +146,43 @@ def test_a_corrupt_result_is_named_redone_and_never_counted(tmp_path, photos):
     assert run.read_sealed(path)["model"]["clean accuracy"] != 0.999
     path.write_text("{")
     runner(tmp_path, photos).run()
-    assert len(results_of(tmp_path / "results")) == 4
+    assert len(found_in(tmp_path, photos)) == 4
 
 
-def test_other_settings_pictures_or_versions_are_other_cells(tmp_path, photos, monkeypatch):
+def test_other_settings_or_versions_are_other_cells(tmp_path, photos, monkeypatch):
     def codes(text=TEXT):
         made = runner(tmp_path, photos, text=text)
-        return [cell.code for setting, defenders in made.grid.cells for cell in made.cells(setting, defenders)]
+        return [cell.code for cell in cells_of(made.grid, made.results)]
 
     before = codes()
     assert before == codes()
     assert not set(before) & set(codes(TEXT.replace("probes = 40", "probes = 41")))
     assert not set(before) & set(codes(TEXT.replace("alpha=0.4", "alpha=0.3")))
-    monkeypatch.setattr("untaint.attacks.patch.Patch.version", 2)
-    assert not set(before) & set(codes())
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr("untaint.attacks.patch.Patch.version", 2)
+        assert not set(before) & set(codes())
     monkeypatch.setattr("untaint.defenses.spectral.Spectral.version", 2)
     assert [one == other for one, other in zip(before, codes(), strict=True)] == [True, True, True, False]
 
 
-def test_results_of_older_code_are_replaced(tmp_path, photos, monkeypatch):
+def test_results_of_older_code_are_named_not_counted_and_replaced(tmp_path, photos, monkeypatch):
     runner(tmp_path, photos).run()
     monkeypatch.setattr("untaint.defenses.spectral.Spectral.version", 2)
+    told = Told()
+    assert len(found_in(tmp_path, photos, told=told)) == 3
+    assert "spectral" in told.remarks[0]
+    assert "is of older code or of other pictures" in told.remarks[0]
     runner(tmp_path, photos).run()
-    assert len(list((tmp_path / "results").glob("*.json"))) == 4
+    assert len(list((tmp_path / "results").glob("*.json"))) == len(found_in(tmp_path, photos)) == 4
+
+
+def test_results_of_other_pictures_are_run_again(tmp_path, photos, monkeypatch):
+    runner(tmp_path, photos).run()
+    train, test = module.read(Source(place=str(photos)), Told())
+    monkeypatch.setattr(module, "read", lambda *_: (train, replace(test, labels=(test.labels + 1) % 3)))
+    again = runner(tmp_path, photos)
+    again.run()
+    assert "4 cells, 0 of them done before." in again.progress.remarks
 
 
 def test_a_cell_that_fails_says_why_and_the_rest_goes_on(tmp_path, photos, monkeypatch):
@@ -173,7 +191,7 @@ def test_a_cell_that_fails_says_why_and_the_rest_goes_on(tmp_path, photos, monke
 
     monkeypatch.setattr(module, "detection", fails)
     assert runner(tmp_path, photos).run() == 0
-    found = {r["defence"]: r.get("error") for r in results_of(tmp_path / "results")}
+    found = {r["defence"]: r.get("error") for r in found_in(tmp_path, photos)}
     assert found == {
         "none": None,
         "oracle": "AUROC is nan",
@@ -189,7 +207,7 @@ def test_a_full_disk_is_no_finding(tmp_path, photos, monkeypatch):
     monkeypatch.setattr("untaint.defenses.spectral.Spectral.score", full)
     with pytest.raises(RunError, match="the disk is full"):
         runner(tmp_path, photos).run()
-    assert len(results_of(tmp_path / "results")) == 3
+    assert len(found_in(tmp_path, photos)) == 3
 
 
 def test_what_cannot_be_is_said_before_anything_runs(tmp_path, photos):
@@ -222,7 +240,7 @@ def test_two_processes_share_the_settings_and_run_each_cell_once(tmp_path, photo
     begun = [line for text in said for line in text.splitlines() if "cells to go" in line]
     assert len(begun) == 16, begun
     assert all("cells to go" in text for text in said), "each took some"
-    assert len(results_of(tmp_path / "results")) == 16
+    assert len(found_in(tmp_path, photos, seeds="[0, 1, 2, 3]")) == 16
 
 
 def test_classes_that_differ_between_parts_are_refused(tmp_path, photos, monkeypatch):
@@ -234,7 +252,11 @@ def test_classes_that_differ_between_parts_are_refused(tmp_path, photos, monkeyp
 
 def test_scores_of_a_cell_are_of_its_own_draw(tmp_path, photos):
     runner(tmp_path, photos, seeds="[0, 1]").run()
-    drawn = [r["removal"]["per class"] for r in results_of(tmp_path / "results") if r["defence"].startswith("random")]
+    drawn = [
+        r["removal"]["per class"]
+        for r in found_in(tmp_path, photos, seeds="[0, 1]")
+        if r["defence"].startswith("random")
+    ]
     assert len(drawn) == 2
     assert drawn[0] != drawn[1]
     assert all(np.sum(list(one.values())) == 30 for one in drawn)

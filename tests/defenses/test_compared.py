@@ -21,7 +21,8 @@ from untaint.defenses.random import Random
 from untaint.defenses.spectral import Spectral, spectral_scores
 from untaint.errors import SpecError
 from untaint.progress import Silent
-from untaint.scores import Fraction
+from untaint.scanning import detector_of
+from untaint.scores import Fraction, parse_rule
 
 
 class Known(Task):
@@ -78,7 +79,7 @@ def test_spectral_finds_the_minority_that_a_class_varies_by_class_by_class(tmp_p
         members = np.flatnonzero(examples.labels == label)
         worst = members[np.argsort(-scores.values[members])[:12]]
         assert set(worst) == set(members[np.isin(members, poisoned)])
-    verdict = judge.decide(scores, dataclasses.replace(here, rule=ut.rescoring.rule_of(judge.usual_rule, None)))
+    verdict = judge.decide(scores, dataclasses.replace(here, rule=parse_rule(judge.usual_rule)))
     assert [np.count_nonzero(examples.labels[verdict.rows] == label) for label in range(3)] == [15, 15, 15]
 
 
@@ -200,5 +201,5 @@ def test_a_detector_named_by_hand_decides_by_the_rule_of_its_paper(tmp_path):
 
 def test_a_defence_that_scores_nothing_is_no_detector():
     with pytest.raises(SpecError, match="does not score examples"):
-        ut.scanning.detector_of("none")
+        detector_of("none")
     assert "none" in DEFENSES.names()

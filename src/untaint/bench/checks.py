@@ -14,7 +14,7 @@ LEARNED = 0.20  # by so much must the undefended model fall for a trigger more o
 FEW = 50  # poisoned rows
 MOST = 0.90  # share rejected
 SEEDS = 3
-APART = 0.10  # a seed so far from the median of the others is odd
+APART = 0.10  # a seed so far from the median of all is odd
 
 
 def flags(group: Group, others: Sequence[Group]) -> list[str]:
@@ -99,8 +99,8 @@ def _odd_seeds(group: Group) -> list[str]:
         known = {seed: value for seed, value in values.items() if value is not None}
         if len(known) < SEEDS:
             continue
+        middle = median(known.values())
         for seed, value in known.items():
-            rest = median(other for another, other in known.items() if another != seed)
-            if abs(value - rest) > APART:
-                said.append(f"seed {seed} is far from the others: {what} {value:.0%}, median {rest:.0%}")
+            if abs(value - middle) > APART:
+                said.append(f"seed {seed} is far from the others: {what} {value:.0%}, median {middle:.0%}")
     return said

@@ -35,7 +35,7 @@ from untaint.attacks import ATTACKS
 from untaint.defenses import DEFENSES, Detector
 from untaint.errors import SpecError, did_you_mean
 from untaint.models.build import require
-from untaint.recipe import Preset, preset
+from untaint.recipe import Preset, Recipe, preset
 from untaint.scores import parse_rule
 
 __all__ = ["Defender", "Grid", "Setting", "Source", "read_grid"]
@@ -95,21 +95,12 @@ class Setting:
     def recipes(self) -> Preset:
         """Return the preset with this setting's changes."""
         chosen = preset(self.preset).changed(model=self.model, epochs=self.epochs, augment=self.augment)  # type: ignore[arg-type]
-        watch: dict[str, Any] = {"horizon": self.horizon, "batch": self.batch, "model": self.watch_model}
-        retrain: dict[str, Any] = {"epochs": self.retrain_epochs, "batch": self.batch}
-        if self.retrain_epochs is not None and chosen.retrain.horizon is not None:
-            retrain["horizon"] = self.retrain_epochs
-        witness = {**watch, "horizon": None}
+        schedule = self.retrain_epochs if chosen.retrain.horizon is not None else None
         return dataclasses.replace(
             chosen,
-            **{
-                name: dataclasses.replace(recipe, **{key: value for key, value in changes.items() if value is not None})
-                for name, recipe, changes in (
-                    ("watch", chosen.watch, watch),
-                    ("witness", chosen.witness, witness),
-                    ("retrain", chosen.retrain, retrain),
-                )
-            },
+            watch=_changed(chosen.watch, horizon=self.horizon, batch=self.batch, model=self.watch_model),
+            witness=_changed(chosen.witness, batch=self.batch, model=self.watch_model),
+            retrain=_changed(chosen.retrain, epochs=self.retrain_epochs, horizon=schedule, batch=self.batch),
         )
 
     def title(self) -> str:
@@ -120,6 +111,10 @@ class Setting:
         odd = [name for name in shown if getattr(self, name) != getattr(usual, name)]
         words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in odd]
         return ", ".join([f"{self.data}{'' if self.rows is None else f' {self.rows:,}'}", self.attacks, *words])
+
+
+def _changed(recipe: Recipe, **changes: Any) -> Recipe:
+    return dataclasses.replace(recipe, **{name: value for name, value in changes.items() if value is not None})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,7 +277,7 @@ def _crossed(
             for model in {setting.model, setting.watch_model} - {None}:
                 require(str(model))
         except SpecError as error:
-            word = next((key for key in chosen if key in str(error)), "[[grid]]")
+            word = min((key for key in chosen if key in str(error)), key=str(error).index, default="[[grid]]")
             raise file.wrong(str(error), word, "[[grid]]") from error
         for defender in defenders:
             try:

@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,35 +38,51 @@ from untaint.training.device import device, hardware
 from untaint.training.loop import seconds_of
 from untaint.trajectories import Trajectories
 
-__all__ = ["Cell", "Runner", "results_of"]
+__all__ = ["Cell", "Runner", "cells_of", "results_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One defence in one setting, and the file of its result."""
+    """One defence in one setting, and the file of its result.
+
+    ``code``: hash of settings, recipes and the versions that are raised by hand. ``data``: hash of the
+    pictures, None if they were not read: then a result is taken on trust to be of the same ones.
+    """
 
     setting: Setting
     defender: Defender
     code: str
     path: Path
+    data: str | None = None
 
     def result(self, progress: Progress | None = None) -> dict[str, Any] | None:
         """Return what was found, or None if it is still to be found; a file that was altered is named and not counted."""
         if not self.path.exists():
             return None
         try:
-            facts = run.read_sealed(self.path, "It is run again.")
+            facts = run.read_sealed(self.path, "It does not count; the cell is to be run again.")
         except RunError as error:
             (progress or Silent()).say(str(error))
             return None
-        return facts if facts.get("code") == self.code else None
+        same = facts.get("code") == self.code and self.data in (None, facts.get("data"))
+        if not same and progress is not None:
+            progress.say(f"{self.path} is of older code or of other pictures; the cell is to be run again.")
+        return facts if same else None
 
-    def drop_older(self) -> None:
-        """Remove results of the same cell by other code or of other pictures."""
-        begin = self.path.name.removesuffix(f"{self.code[:8]}.json")
-        for path in self.path.parent.glob("*.json"):
-            if path != self.path and path.name.startswith(begin) and len(path.name) == len(self.path.name):
-                path.unlink(missing_ok=True)
+
+def cells_of(grid: Grid, results: Path) -> list[Cell]:
+    """Return the cells of a grid in order, and where their results are kept; reads no pictures."""
+    return [
+        Cell(
+            setting=setting,
+            defender=defender,
+            code=_code(setting, defender),
+            path=results
+            / f"{_words(setting, defender)}-{_digest([dataclasses.asdict(setting), defender.text])[:8]}.json",
+        )
+        for setting, defenders in grid.cells
+        for defender in defenders
+    ]
 
 
 class Runner:
@@ -91,36 +107,19 @@ class Runner:
         self.progress = progress or Silent()
         self.where = where or device()
         self._data: dict[str, tuple[Examples, Examples]] = {}
-        self._codes: dict[str, str] = {}
+        self._hashes: dict[str, str] = {}
         self._seconds: list[float] = []
 
     def data(self, name: str) -> tuple[Examples, Examples]:
         """Return the training and test pictures of a data set, read once."""
         if name not in self._data:
             self._data[name] = train, test = read(self.grid.sources[name], self.progress)
-            self._codes[name] = train.fingerprint + test.fingerprint
+            self._hashes[name] = _digest([train.fingerprint, test.fingerprint])
             if train.class_names != test.class_names:
                 raise InputError(
                     f"the classes of '{name}' differ in its training and test part. Give parts of one data set."
                 )
         return self._data[name]
-
-    def cells(self, setting: Setting, defenders: tuple[Defender, ...]) -> list[Cell]:
-        """Return the cells of one setting."""
-        self.data(setting.data)
-        made = []
-        for defender in defenders:
-            code = _code(setting, defender, self._codes[setting.data])
-            words = re.sub(r"[^\w.@=]+", "-", f"{setting.title()} {defender.text}".lower())[:90].strip("-")
-            made.append(
-                Cell(
-                    setting=setting,
-                    defender=defender,
-                    code=code,
-                    path=self.results / f"{words}-seed{setting.seed}-{code[:8]}.json",
-                )
-            )
-        return made
 
     def check(self) -> None:
         """Raise InputError for the first setting that cannot be; looks at labels only, before anything is run."""
@@ -133,21 +132,21 @@ class Runner:
     def run(self) -> int:
         """Run every cell that has no result; returns how many are left to other processes."""
         self.check()
-        planned = [(setting, self.cells(setting, defenders)) for setting, defenders in self.grid.cells]
-        total = sum(len(cells) for _, cells in planned)
-        done = sum(cell.result(self.progress) is not None for _, cells in planned for cell in cells)
-        self.progress.say(f"{total} cells, {done} of them done before.")
+        planned: dict[Setting, list[Cell]] = {}
+        for cell in cells_of(self.grid, self.results):
+            planned.setdefault(cell.setting, []).append(replace(cell, data=self._hashes[cell.setting.data]))
+        cells = [cell for some in planned.values() for cell in some]
+        done = sum(cell.result(self.progress) is not None for cell in cells)
+        self.progress.say(f"{len(cells)} cells, {done} of them done before.")
         busy = 0
-        for setting, cells in planned:
-            if all(cell.result() is not None for cell in cells):
+        for setting, some in planned.items():
+            if all(cell.result() is not None for cell in some):
                 continue
             with self._claim(setting) as mine:
                 if mine:
-                    self._run_setting(
-                        setting, cells, lambda: sum(c.result() is None for _, some in planned for c in some)
-                    )
+                    self._run_setting(setting, some, lambda: sum(cell.result() is None for cell in cells))
                 else:
-                    busy += sum(cell.result() is None for cell in cells)
+                    busy += sum(cell.result() is None for cell in some)
         return busy
 
     @contextmanager
@@ -171,7 +170,7 @@ class Runner:
         missing = [cell for cell in cells if cell.result() is None]  # another process may have finished some
         if not missing:
             return
-        folder = self.work / _digest([dataclasses.asdict(setting), self._codes[setting.data]])[:16]
+        folder = self.work / _digest([dataclasses.asdict(setting), self._hashes[setting.data]])[:16]
         case = prepare(setting, *self.data(setting.data), self.progress)
         for cell in missing:
             begin = time.monotonic()
@@ -184,7 +183,6 @@ class Runner:
                 found = {"error": str(error)}
                 self.progress.say(f"failed: {error}")
             run.write_sealed(cell.path, {**_identity(cell, self.where), **found})
-            cell.drop_older()
             self._seconds.append(time.monotonic() - begin)
         if not self.keep:
             shutil.rmtree(folder, ignore_errors=True)
@@ -233,18 +231,24 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _code(setting: Setting, defender: Defender, data: str) -> str:
-    """Return the hash by which a result is known: settings, pictures, and versions raised by hand."""
-    kinds = [ATTACKS.kind(text.partition(":")[0]) for text in setting.attackers]
-    attacks = [kind.version for kind in kinds]
+def _words(setting: Setting, defender: Defender) -> str:
+    """Return a readable part of a file's name."""
+    plain = re.sub(r"[^\w.=]+", "-", f"{setting.title()} {defender.text}".lower())
+    return f"{plain[:90].strip('-')}-seed{setting.seed}"
+
+
+def _code(setting: Setting, defender: Defender) -> str:
+    """Return the hash by which a result is known: settings, and versions raised by hand."""
+    attacks = [ATTACKS.kind(text.partition(":")[0]).version for text in setting.attackers]
     defence = DEFENSES.kind(defender.defence.partition(":")[0]).version
     recipes = dataclasses.asdict(setting.recipes())
-    return _digest([dataclasses.asdict(setting), recipes, defender.text, data, attacks, defence, recipe.VERSION])
+    return _digest([dataclasses.asdict(setting), recipes, defender.text, attacks, defence, recipe.VERSION])
 
 
 def _identity(cell: Cell, where: torch.device) -> dict[str, Any]:
     return {
         "code": cell.code,
+        "data": cell.data,
         "setting": dataclasses.asdict(cell.setting),
         "title": cell.setting.title(),
         "defence": cell.defender.text,
@@ -278,12 +282,7 @@ def peak_memory() -> Callable[[], int]:
     return peak
 
 
-def results_of(folder: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """Return every result in a folder, in the order of their names; altered files are named and not counted."""
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(run.read_sealed(path, "It is not counted; run the grid again."))
-        except RunError as error:
-            (progress or Silent()).say(str(error))
-    return found
+def results_of(grid: Grid, results: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
+    """Return the results of a grid's cells that there are, in its order; altered and older files are named and not counted."""
+    told = progress or Silent()
+    return [facts for cell in cells_of(grid, results) if (facts := cell.result(told)) is not None]

@@ -32,7 +32,8 @@ class Column:
 def _detected(name: str) -> Callable[[Result], float | None]:
     def measure(result: Result) -> float | None:
         found = result.get("detection", {}).get("all", {})
-        return found.get("tpr_at_fpr", {}).get("0.01") if name == "tpr" else found.get(name)
+        value: float | None = found.get("tpr_at_fpr", {}).get("0.01") if name == "tpr" else found.get(name)
+        return value
 
     return measure
 

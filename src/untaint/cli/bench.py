@@ -26,9 +26,9 @@ def bench(
         Path | None, option("Where models lie while they are needed; if not given, runs/bench-NAME.", "FOLDER")
     ] = None,
     data: Annotated[
-        UseAppendAction[list[str] | None],
+        UseAppendAction[tuple[str, ...]],
         option("NAME=SOURCE: read a data set of the file from elsewhere.", "NAME=SOURCE"),
-    ] = None,
+    ] = (),
     table: Annotated[bool, flag("Run nothing; show the table of what is finished.")] = False,
     form: Annotated[
         Literal["terminal", "markdown", "latex", "csv"], option("How the table is written.", name="format")
@@ -48,14 +48,14 @@ def bench(
     from untaint.bench.table import render
 
     told = terminal.progress(quiet)
-    grid = read_grid(file, _places(data or []))
+    grid = read_grid(file, _places(data))
     kept = results or Path("results") / grid.name
     if not table:
         runner = Runner(grid, results=kept, work=out or Path("runs") / f"bench-{grid.name}", progress=told, keep=keep)
         busy = runner.run()
         if busy:
             told.say(f"{busy} cells are being run by other processes. The same command shows them when they are done.")
-    found = results_of(kept, told)
+    found = results_of(grid, kept, told)
     print(render(found, form, per_attack=per_attack), end="")
     if pictures is not None:
         paths = draw(found, pictures)
@@ -63,7 +63,7 @@ def bench(
     return 0
 
 
-def _places(given: list[str]) -> dict[str, str]:
+def _places(given: tuple[str, ...]) -> dict[str, str]:
     places = {}
     for text in given:
         name, equals, source = text.partition("=")

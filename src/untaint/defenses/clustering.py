@@ -17,6 +17,7 @@ from untaint.scores import Scores
 __all__ = ["Clustering", "reduced", "two_clusters"]
 
 LOOKED_AT = 5_000  # rows of a class by which the silhouette is measured
+NOTHING = 1e-9  # of the variance in the main direction
 STARTS = 4  # of 2-means; the best is taken
 SMALLEST = 10  # a class with fewer rows is not clustered
 
@@ -77,23 +78,29 @@ class Clustering(Detector):
 
 
 def reduced(features: NDArray[np.float32], dimensions: int, how: str, seed: int) -> NDArray[np.float64]:
-    """Return the features in a few dimensions: (rows, at most ``dimensions``)."""
-    from sklearn.decomposition import PCA, FastICA
+    """Return the features in a few dimensions: (rows, at most ``dimensions``).
+
+    Principal components first, but for those in which next to nothing varies; independent ones are
+    sought among them.
+    """
+    from sklearn.decomposition import FastICA
     from sklearn.exceptions import ConvergenceWarning
 
-    count = min(dimensions, *features.shape)
+    centred = features.astype(np.float64) - features.mean(axis=0, dtype=np.float64)
+    strengths, directions = np.linalg.eigh(centred.T @ centred)
+    chosen = np.flatnonzero(strengths > NOTHING * strengths[-1])[::-1][:dimensions]
+    points = centred @ directions[:, chosen]
     if how == "pca":
-        tool = PCA(count, random_state=seed)
-    else:
-        tool = FastICA(count, max_iter=1000, tol=0.005, whiten_solver="eigh", random_state=seed)
+        return np.asarray(points)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # components nearly found are as good for two clusters
-        return np.asarray(tool.fit_transform(features.astype(np.float64)))
+        tool = FastICA(max_iter=1000, tol=0.005, whiten_solver="eigh", random_state=seed)
+        return np.asarray(tool.fit_transform(points))
 
 
 def two_clusters(points: NDArray[np.float64], seed: int) -> NDArray[np.bool_]:
     """Return who is in the smaller of two clusters, by 2-means: bool (rows,)."""
     from sklearn.cluster import KMeans
 
-    second = KMeans(2, n_init=STARTS, random_state=seed).fit_predict(points).astype(bool)
+    second: NDArray[np.bool_] = KMeans(2, n_init=STARTS, random_state=seed).fit_predict(points).astype(bool)
     return ~second if second.mean() > 0.5 else second

@@ -42,8 +42,9 @@ class Oracle(Detector):
     def score(self, task: Task) -> Scores:
         """Return 1 for each poisoned row and 0 for each other."""
         self.require(task.preset)
+        poisoned: NDArray[np.int64] = np.empty(0, dtype=np.int64) if self.poisoned is None else self.poisoned
         values = np.full(task.examples.total, np.nan, dtype=np.float32)
-        values[task.examples.rows] = np.isin(task.examples.rows, self.poisoned)
+        values[task.examples.rows] = np.isin(task.examples.rows, poisoned)
         return Scores(values=values, name="oracle")
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:
