@@ -71,8 +71,17 @@ def outline(setting: Setting, train: Examples) -> tuple[Examples, NDArray[np.int
     noisy = np.zeros(drawn.total, dtype=bool)
     noisy[rng.choose(setting.seed, "bench/noise", others, round(setting.label_noise * len(others)))] = True
     attacks = aimed(setting.attackers, drawn, setting.seed)
-    plan(drawn, attacks, seed=setting.seed, spare=_spared(probes, noisy))
+    poisoned = len(plan(drawn, attacks, seed=setting.seed, spare=_spared(probes, noisy)).poisoned())
+    if _bad(setting) > poisoned:
+        raise InputError(
+            f"bad_probes={setting.bad_probes} asks for {_bad(setting)} poisoned probes, but only {poisoned} pictures are poisoned. Lower it."
+        )
     return drawn, probes, noisy, attacks
+
+
+def _bad(setting: Setting) -> int:
+    """Return how many probes are to be poisoned."""
+    return round(setting.bad_probes * setting.probes)
 
 
 def prepare(setting: Setting, train: Examples, test: Examples, progress: Progress) -> Case:
@@ -84,11 +93,8 @@ def prepare(setting: Setting, train: Examples, test: Examples, progress: Progres
     rows, classes = np.flatnonzero(noisy), len(drawn.class_names)
     steps = 1 + (rng.uniform(setting.seed, "bench/confused", 0, rows)[:, 0] * (classes - 1)).astype(np.int64)
     labels[rows] = (labels[rows] + steps) % classes
-    bad = round(setting.bad_probes * len(probes))
-    if bad:
+    if bad := _bad(setting):
         poisoned = rng.choose(setting.seed, "bench/bad-probes", ledger.poisoned(), bad)
-        if len(poisoned) < bad:
-            raise InputError(f"bad_probes asks for {bad} poisoned probes; only {len(poisoned)} pictures are poisoned.")
         probes = np.sort(np.concatenate([rng.choose(setting.seed, "bench/good", probes, len(probes) - bad), poisoned]))
     return Case(
         setting=setting,
