@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,30 +219,37 @@ def test_what_cannot_be_is_said_before_anything_runs(tmp_path, photos):
     assert not (tmp_path / "results").exists()
 
 
-def test_two_processes_share_the_settings_and_run_each_cell_once(tmp_path, photos):
-    (tmp_path / "grid.toml").write_text(TEXT.replace("PLACE", str(photos)).replace("SEEDS", "[0, 1, 2, 3]"))
+def test_a_setting_that_another_process_is_at_is_left_to_it(tmp_path, photos):
+    first = runner(tmp_path, photos, seeds="[0, 1]")
+    first.check()
+    with first._claim(first.grid.cells[0][0]) as mine:
+        assert mine
+        other = runner(tmp_path, photos, seeds="[0, 1]")
+        assert other.run() == 4
+        assert {r["setting"]["seed"] for r in found_in(tmp_path, photos, seeds="[0, 1]")} == {1}
+    assert runner(tmp_path, photos, seeds="[0, 1]").run() == 0
+    assert len(found_in(tmp_path, photos, seeds="[0, 1]")) == 8
+
+
+def test_two_processes_run_each_cell_once(tmp_path, photos):
+    text = TEXT.replace(', "random @ fraction:share=0.1", "spectral"', "")
+    (tmp_path / "grid.toml").write_text(text.replace("PLACE", str(photos)).replace("SEEDS", "[0, 1, 2]"))
     code = (
         "import sys; from dataclasses import replace; sys.path.insert(0, sys.argv[1]); import small;"
         "from untaint import recipe; recipe.PRESETS['fast'] = replace(small.preset(), name='fast');"
         "from untaint.__main__ import main; main(['bench', 'grid.toml', '--results', 'results', '--out', 'work'])"
     )
-    tests = str((small.__file__ or "").rpartition("/")[0])
+    command = [sys.executable, "-c", code, str(Path(small.__file__ or "").parent)]
+    alone = {**os.environ, "OMP_NUM_THREADS": "1"}
     both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tests],
-            cwd=tmp_path,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
+        subprocess.Popen(command, cwd=tmp_path, env=alone, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         for _ in range(2)
     ]
     said = [process.communicate(timeout=300)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     begun = [line for text in said for line in text.splitlines() if "cells to go" in line]
-    assert len(begun) == 16, begun
-    assert all("cells to go" in text for text in said), "each took some"
-    assert len(found_in(tmp_path, photos, seeds="[0, 1, 2, 3]")) == 16
+    assert len(begun) == 6, begun
+    assert len(list((tmp_path / "results").glob("*.json"))) == 6
 
 
 def test_classes_that_differ_between_parts_are_refused(tmp_path, photos, monkeypatch):
