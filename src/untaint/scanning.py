@@ -24,14 +24,14 @@ from untaint.defenses import DEFENSES, Detector, Task
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.findings import marked
-from untaint.models.build import build, require
+from untaint.models.build import require
 from untaint.probing import with_probes
 from untaint.progress import Progress, Silent
 from untaint.recipe import Preset, preset
 from untaint.remembering import remember
 from untaint.scores import KeepPerClass, Rule, parse_rule, rule_text
 from untaint.sources import load
-from untaint.training.device import Trial, device, keyed, trial
+from untaint.training.device import Trial, device
 from untaint.training.loop import fit
 
 __all__ = ["detector_of", "rule_of", "scan", "train"]
@@ -126,11 +126,7 @@ def _machine(task: Task) -> Trial:
     known = task.scratch / "machine.json"
     if known.exists():
         return Trial(**run.read_sealed(known))
-    recipe, place, examples = task.preset.watch, task.where or device(), task.examples
-    size: tuple[int, int, int] = tuple(examples.images.shape[1:])
-    with keyed(place, 0, "trial"):
-        network = task.model() if task.model else build(recipe.model, len(examples.class_names), size)
-    found = trial(network, recipe, size, place)
+    found = task.trial()
     run.write_sealed(known, dataclasses.asdict(found))
     return found
 

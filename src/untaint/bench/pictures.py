@@ -64,6 +64,11 @@ def _figure(title: str, across: int, height: float = 3.4) -> tuple[Any, Any]:
     return figure, axes
 
 
+def _colour(group: Group, groups: Sequence[Group]) -> str:
+    """Return a defence's colour: the same in every plot of a setting."""
+    return COLOURS[[one.defence for one in groups].index(group.defence) % len(COLOURS)]
+
+
 def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
     curves = [
         result["detection"][attack]["curve"]
@@ -80,10 +85,10 @@ def _roc(title: str, groups: Sequence[Group]) -> Any:
     attacks = ["all", *judged[0].finished[0]["model"]["attacks"]]
     figure, axes = _figure(title, len(attacks))
     for axis, attack in zip(axes, attacks, strict=True):
-        for number, group in enumerate(judged):
+        for group in judged:
             curve = _mean_curve(group, attack)
             if curve is not None:
-                axis.plot(CURVE, curve, color=COLOURS[number % len(COLOURS)], label=group.defence, linewidth=1.4)
+                axis.plot(CURVE, curve, color=_colour(group, groups), label=group.defence, linewidth=1.4)
         axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
         axis.set_title(attack, fontsize=9)
         axis.set_xlabel("false positive rate", fontsize=8)
@@ -110,10 +115,10 @@ def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, S
             (axes[0], mean_asr, "mean attack success, %"),
             (axes[1], lambda result: float(result["model"]["clean accuracy"]), "clean accuracy, %"),
         ):
-            for number, group in enumerate(shown):
+            for group in shown:
                 across = [measure(result) for result in group.finished]
                 up = [100 * value for value in group.values(other)]
-                colour = COLOURS[number % len(COLOURS)]
+                colour = _colour(group, groups)
                 axis.plot(across, up, ".", color=colour, markersize=4, alpha=0.5)
                 axis.plot(fmean(across), fmean(up), "o", color=colour, label=group.defence, markersize=6)
             axis.set_xlabel(label, fontsize=8)
@@ -178,7 +183,7 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
             epochs, middle, color=colours[kind], label=kind, linewidth=1.4, linestyle="--" if kind == "probes" else "-"
         )
         axis.fill_between(epochs, low, high, color=colours[kind], alpha=0.12, linewidth=0)
-    axis.set(yscale="log")
+    axis.set(yscale="log", xticks=epochs[:: max(1, len(epochs) // 10)])
     axis.set_xlabel("epoch", fontsize=8)
     axis.set_ylabel("cross-entropy: median and quartiles (first seed)", fontsize=8)
     axis.legend(fontsize=7, frameon=False)

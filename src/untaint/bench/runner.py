@@ -32,6 +32,7 @@ from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, RunError, UntaintError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
+from untaint.recipe import Precision
 from untaint.scores import parse_rule
 from untaint.training.checkpoint import load_model
 from untaint.training.device import device, hardware
@@ -109,6 +110,7 @@ class Runner:
         self._data: dict[str, tuple[Examples, Examples]] = {}
         self._hashes: dict[str, str] = {}
         self._seconds: list[float] = []
+        self._precisions: dict[tuple[Any, ...], Precision] = {}
 
     def data(self, name: str) -> tuple[Examples, Examples]:
         """Return the training and test pictures of a data set, read once."""
@@ -210,6 +212,7 @@ class Runner:
             progress=self.progress,
             where=self.where,
         )
+        task = replace(task, preset=recipes.changed(precision=self._precision(task)))
         begin = time.monotonic()
         peak = peak_memory()
         outcome = judge.defend(task)
@@ -224,7 +227,16 @@ class Runner:
         found["model"] = behaviour(case, load_model(outcome.model), self.where)
         found["poisoned"] = {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)}
         found["rows"], found["attacks"] = len(case.examples), list(case.ledger.attacks)
+        found["precision"] = task.preset.watch.precision
         return found
+
+    def _precision(self, task: Task) -> Precision:
+        """Return the faster precision for the models of a task, tried once for all tasks of the kind."""
+        recipe, shape = task.preset.watch, task.examples.images.shape[1:]
+        kind = (recipe.model, recipe.precision, shape, len(task.examples.class_names))
+        if kind not in self._precisions:
+            self._precisions[kind] = task.trial().precision
+        return self._precisions[kind]
 
 
 def _digest(value: Any) -> str:

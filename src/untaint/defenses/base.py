@@ -23,10 +23,12 @@ from torch import nn
 from untaint import rng, run
 from untaint.errors import RunError
 from untaint.examples import Examples
+from untaint.models.build import build
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Rule, Scores, Verdict
 from untaint.training import checkpoint
+from untaint.training.device import Trial, device, keyed, trial
 from untaint.training.features import features
 from untaint.training.loop import Watch, fit
 
@@ -104,6 +106,14 @@ class Task:
         out.parent.mkdir(parents=True, exist_ok=True)
         if not out.is_symlink():
             out.symlink_to(os.path.relpath(place.resolve(), out.parent.resolve()))
+
+    def trial(self) -> Trial:
+        """Find out in seconds which precision is the faster here, and how long a picture takes."""
+        recipe, place, examples = self.preset.watch, self.where or device(), self.examples
+        size: tuple[int, int, int] = tuple(examples.images.shape[1:])
+        with keyed(place, 0, "trial"):
+            network = self.model() if self.model else build(recipe.model, len(examples.class_names), size)
+        return trial(network, recipe, size, place)
 
     def load(self, stage: str) -> nn.Module:
         """Return the model that ``fit`` left under this name, in eval mode."""
