@@ -58,12 +58,15 @@ def read(source: Source, progress: Progress) -> tuple[Examples, Examples]:
 
 
 def outline(setting: Setting, train: Examples) -> tuple[Examples, NDArray[np.int64], NDArray[np.bool_], list[Attack]]:
-    """Return the pictures drawn, the probes, who is confused, and the attacks with targets; looks at labels only.
+    """Return the rows drawn as examples without pictures, the probes, who is confused, and the attacks with targets.
 
     Raises InputError for what cannot be: more rows than there are, a target that is no class, more
     poison than pictures.
     """
-    drawn = _drawn(setting, train)
+    rows = _drawn(setting, train)
+    blank = np.broadcast_to(np.uint8(0), (len(rows), *train.images.shape[1:]))
+    keys = [train.keys[row] for row in rows]
+    drawn = Examples.of(blank, train.labels[rows], class_names=train.class_names, keys=keys, source=train.source)
     if setting.probes > len(drawn):
         raise InputError(f"probes is {setting.probes}, but there are only {len(drawn)} pictures. Give fewer.")
     probes = rng.choose(setting.seed, "bench/probes", drawn.rows, setting.probes)
@@ -86,7 +89,9 @@ def _bad(setting: Setting) -> int:
 
 def prepare(setting: Setting, train: Examples, test: Examples, progress: Progress) -> Case:
     """Return the case: pictures stamped, labels confused, and of the probes as many poisoned as the setting says."""
-    drawn, probes, noisy, attacks = outline(setting, train)
+    blank, probes, noisy, attacks = outline(setting, train)
+    rows = _drawn(setting, train)
+    drawn = replace(blank, images=train.images if len(rows) == train.total else np.array(train.images[rows]))
     ready = [attack.ready(drawn, seed=setting.seed, progress=progress) for attack in attacks]
     dirty, ledger = poison(drawn, ready, seed=setting.seed, spare=_spared(probes, noisy), progress=progress)
     labels = dirty.labels.copy()
@@ -111,8 +116,8 @@ def _spared(probes: NDArray[np.int64], noisy: NDArray[np.bool_]) -> NDArray[np.i
     return np.union1d(probes, np.flatnonzero(noisy))
 
 
-def _drawn(setting: Setting, train: Examples) -> Examples:
-    """Return as many pictures as the setting says, drawn by its seed, as a data set of their own."""
+def _drawn(setting: Setting, train: Examples) -> NDArray[np.int64]:
+    """Return as many rows as the setting says, drawn by its seed, ascending."""
     rows = train.rows
     if setting.long_tail > 1:
         rows = _tailed(setting, train)
@@ -120,11 +125,7 @@ def _drawn(setting: Setting, train: Examples) -> Examples:
         if setting.rows > len(rows):
             raise InputError(f"rows is {setting.rows:,}, but '{setting.data}' has {len(rows):,} pictures. Give fewer.")
         rows = rng.choose(setting.seed, "bench/rows", rows, setting.rows)
-    if len(rows) == train.total:
-        return train
-    keys = [train.keys[row] for row in rows]
-    images = np.array(train.images[rows])
-    return Examples.of(images, train.labels[rows], class_names=train.class_names, keys=keys, source=train.source)
+    return rows
 
 
 def _tailed(setting: Setting, train: Examples) -> NDArray[np.int64]:
