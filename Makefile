@@ -1,6 +1,8 @@
 # Each target makes .venv and installs what it needs by itself.
 PYTHON ?= python3
 BIN := .venv/bin
+# as many tests at once as there are cores, each with one thread of its own
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses logical --maxprocesses 8 --dist worksteal
 
 .PHONY: demo test test-all check fix clean
 
@@ -14,10 +16,10 @@ demo: .venv/installed
 	$(BIN)/untaint demo --out runs/demo
 
 test: .venv/installed
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: .venv/installed
-	$(BIN)/pytest
+	$(PYTEST)
 
 check: .venv/installed
 	$(BIN)/ruff check
