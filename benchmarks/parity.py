@@ -2,8 +2,8 @@
 
     pip install '.[peers]' && python benchmarks/parity.py
 
-Features of 10 classes, each of 5,000 rows of which 250 share a direction of their own, as penultimate features of a
-poisoned class do; 64 wide. ART's pure functions are given centred features: its score projects features as they
+Features of 10 classes, each of 5,000 rows of which 250 share a direction of their own, 64 wide. In these made-up
+features 2-means has no one best answer, so that the clusters need not agree. ART's pure functions are given centred features: its score projects features as they
 are, where the paper's algorithm projects centred ones. Agreement: Spearman's correlation of the rankings and the adjusted Rand
 index of the clusters on the same reduced features. Seconds: the median of rounds in turns. Writes results/speed/parity.json.
 """

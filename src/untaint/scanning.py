@@ -62,7 +62,7 @@ def scan(
             (or Examples with) trusted pictures from elsewhere.
         out: the run's folder.
         preset: ``fast`` (cross-examination with the small proxy) or ``paper`` (BaDLoss as published).
-        detector: another detector, ``name:key=value,...``; it decides by the rule of its paper unless ``reject`` is given.
+        detector: another detector, ``name:key=value,...``; one that has a usual rule decides by that unless ``reject`` is given.
         reject: the rule that decides, ``false-discovery:q=0.1``, ``fraction:share=0.4``, ``gap``, ``above:score=3``.
         keep_per_class: a share of each class that is kept whatever the rule says.
         retrain: False leaves out the clean model.

@@ -19,7 +19,7 @@ from untaint.attacks.base import CleanLabel, shift
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
-from untaint.recipe import preset
+from untaint.recipe import VERSION, preset
 from untaint.sources.cache import cache_folder
 from untaint.training.loop import fit
 from untaint.training.pixels import PixelStore, augmented
@@ -66,8 +66,9 @@ class Narcissus(CleanLabel):
         """Return the attack with its noise, computed from these (clean) pictures."""
         if self.levels is not None:
             return self
-        told, settings = progress or Silent(), spec.text("narcissus", self)
-        code = hashlib.sha256(f"{examples.fingerprint}\0{settings}\0{seed}".encode()).hexdigest()[:24]
+        told = progress or Silent()
+        made_from = [examples.fingerprint, spec.text("narcissus", self), seed, self.version, VERSION]
+        code = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
         path = cache_folder() / "narcissus" / f"{code}.npy"
         if not path.exists():
             target = examples.take(
