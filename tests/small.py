@@ -68,7 +68,7 @@ class Stopping:
         self.remarks.append(remark)
 
 
-def contents(folder, *, without: tuple[str, ...] = ("seconds.json",)) -> dict[str, bytes]:
+def contents(folder, *, without: tuple[str, ...] = ("cost.json",)) -> dict[str, bytes]:
     """All files below a folder, by their paths, except those that no two runs have in common."""
     return {
         str(path.relative_to(folder)): path.read_bytes()

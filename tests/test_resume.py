@@ -151,7 +151,7 @@ def test_training_killed_over_and_over_ends_with_the_same_bits(tmp_path, trained
 
 # --- a whole scan
 
-TIMED = ("machine.json", "summary.json", "report.html", "seconds.json")  # these hold seconds
+TIMED = ("machine.json", "summary.json", "report.html", "cost.json")  # these hold seconds
 
 
 def findings(out: Path) -> dict[str, object]:

@@ -25,8 +25,8 @@ from untaint.remembering import data_words
 from untaint.report import write_report
 from untaint.scores import Scores, Verdict
 from untaint.training.checkpoint import load_model
+from untaint.training.cost import cost_of
 from untaint.training.device import device, hardware
-from untaint.training.loop import seconds_of
 
 __all__ = ["Result", "conclude", "versions"]
 
@@ -124,7 +124,7 @@ def versions() -> dict[str, str]:
 
 def _timings(folder: Path, stages: Sequence[str]) -> list[dict[str, Any]]:
     """Return seconds per model that was trained, over all the calls that it took."""
-    seconds = {stage: seconds_of(folder / stage) for stage in stages}
+    seconds = {stage: cost_of(folder / stage).seconds for stage in stages}
     return [{"name": stage, "seconds": round(taken, 1)} for stage, taken in seconds.items() if taken]
 
 

@@ -14,7 +14,7 @@ def full(seeds=(0, 1)):
     """Results with everything that plots are drawn from."""
     made = whole(seeds)
     for one in made:
-        one["stages"] = {"model": 60.0, "watcher-a": 30.0}
+        one["stages"] = {"model": {"seconds": 60.0}, "watcher-a": {"seconds": 30.0}}
         for found in one.get("detection", {}).values():
             found["curve"] = (CURVE ** (1 - found["auroc"] + 0.01)).tolist()
         if "detection" in one:
@@ -49,10 +49,10 @@ def test_there_is_a_plot_of_each_kind_for_each_setting_and_it_is_the_same_each_t
 
 
 def test_what_is_not_there_is_not_drawn(tmp_path):
-    failed = {**{key: full()[0][key] for key in ("title", "setting")}, "defence": "gap", "error": "no number"}
+    failed = {**{key: full()[0][key] for key in ("title", "origin")}, "defence": "gap", "error": "no number"}
     assert draw([failed], tmp_path) == []
     alone = result("none")
-    alone["stages"] = {"model": 60.0}
+    alone["stages"] = {"model": {"seconds": 60.0}}
     alone["model"]["attacks"] = {}
     assert draw([alone, failed], tmp_path) == []
     assert list(tmp_path.iterdir()) == []

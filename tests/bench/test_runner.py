@@ -15,7 +15,7 @@ import small
 from untaint import recipe, run
 from untaint.bench import Source, read_grid
 from untaint.bench import runner as module
-from untaint.bench.runner import Runner, cells_of, results_of
+from untaint.bench.runner import Runner, results_of
 from untaint.errors import InputError, RunError
 
 TEXT = """
@@ -85,8 +85,8 @@ def test_every_cell_leaves_a_file_and_is_run_once(tmp_path, photos):
     for one in found:
         assert 0 <= one["model"]["clean accuracy"] <= 1
         assert set(one["model"]["attacks"]) == {"patch", "blend"}
-        assert one["seconds"] >= 0
-        assert one["peak_mib"] > 50
+        assert one["cost"]["core_seconds"] > 0
+        assert all(cost["peak_mib"] > 50 for cost in (one["cost"], *one["stages"].values()))
         assert one["poisoned"] == {"patch": 15, "blend": 15}
     oracle = next(one for one in found if one["defence"] == "oracle")
     assert (oracle["removal"]["poisoned"], oracle["removal"]["clean"], oracle["detection"]["all"]["auroc"]) == (
@@ -125,7 +125,7 @@ def test_a_grid_that_is_stopped_goes_on_where_it_was_and_ends_alike(tmp_path, ph
     going_on = runner(tmp_path, photos)
     assert going_on.run() == 0
     assert f"4 cells, {len(done)} of them done before." in going_on.progress.remarks
-    changing = {"seconds", "stages", "peak_mib", "seal"}
+    changing = {"cost", "stages", "seal"}
     one, other = (
         {r["defence"]: {k: v for k, v in r.items() if k not in changing} for r in found_in(folder, photos)}
         for folder in (tmp_path, tmp_path / "whole")
@@ -151,29 +151,13 @@ def test_a_corrupt_result_is_named_redone_and_never_counted(tmp_path, photos):
     assert len(found_in(tmp_path, photos)) == 4
 
 
-def test_other_settings_or_versions_are_other_cells(tmp_path, photos, monkeypatch):
-    def codes(text=TEXT):
-        made = runner(tmp_path, photos, text=text)
-        return [cell.code for cell in cells_of(made.grid, made.results)]
-
-    before = codes()
-    assert before == codes()
-    assert not set(before) & set(codes(TEXT.replace("probes = 40", "probes = 41")))
-    assert not set(before) & set(codes(TEXT.replace("alpha=0.4", "alpha=0.3")))
-    with monkeypatch.context() as patch:
-        patch.setattr("untaint.attacks.patch.Patch.version", 2)
-        assert not set(before) & set(codes())
-    monkeypatch.setattr("untaint.defenses.spectral.Spectral.version", 2)
-    assert [one == other for one, other in zip(before, codes(), strict=True)] == [True, True, True, False]
-
-
 def test_results_of_older_code_are_named_not_counted_and_replaced(tmp_path, photos, monkeypatch):
     runner(tmp_path, photos).run()
     monkeypatch.setattr("untaint.defenses.spectral.Spectral.version", 2)
     told = Told()
     assert len(found_in(tmp_path, photos, told=told)) == 3
     assert "spectral" in told.remarks[0]
-    assert "is of older code or of other pictures" in told.remarks[0]
+    assert "is older (versions: defence is 1, now 2); the cell is to be run again." in told.remarks[0]
     runner(tmp_path, photos).run()
     assert len(list((tmp_path / "results").glob("*.json"))) == len(found_in(tmp_path, photos)) == 4
 
@@ -185,6 +169,7 @@ def test_results_of_other_pictures_are_run_again(tmp_path, photos, monkeypatch):
     again = runner(tmp_path, photos)
     again.run()
     assert "4 cells, 0 of them done before." in again.progress.remarks
+    assert any("is older (the pictures are others)" in remark for remark in again.progress.remarks)
 
 
 def test_a_cell_that_fails_says_why_and_the_rest_goes_on(tmp_path, photos, monkeypatch):
@@ -226,7 +211,7 @@ def test_a_setting_that_another_process_is_at_is_left_to_it(tmp_path, photos):
         assert mine
         other = runner(tmp_path, photos, seeds="[0, 1]")
         assert other.run() == 4
-        assert {r["setting"]["seed"] for r in found_in(tmp_path, photos, seeds="[0, 1]")} == {1}
+        assert {r["origin"]["setting"]["seed"] for r in found_in(tmp_path, photos, seeds="[0, 1]")} == {1}
     assert runner(tmp_path, photos, seeds="[0, 1]").run() == 0
     assert len(found_in(tmp_path, photos, seeds="[0, 1]")) == 8
 

@@ -21,7 +21,7 @@ def result(defence, seed=0, accuracy=0.8, asr=(0.9, 0.9), share=0.0, auroc=None,
     names = ("patch", "pixel")
     made = {
         "title": title or setting.title(),
-        "setting": asdict(setting),
+        "origin": {"setting": asdict(setting)},
         "defence": defence,
         "poisoned": dict.fromkeys(names, rows),
         "model": {
@@ -122,12 +122,12 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
     ]
     shaky = one + [result("gap", seed, 0.8, (0.6 * (seed == 2),) * 2, 0.1, 0.9) for seed in range(3)]
     assert said(shaky, "gap") == ["seed 2 is far from the others: mean ASR 60%, median 0%"]
-    failed = [*one[:-1], {**{k: one[-1][k] for k in ("title", "setting", "defence")}, "error": "the loss is nan"}]
+    failed = [*one[:-1], {**{k: one[-1][k] for k in ("title", "origin", "defence")}, "error": "the loss is nan"}]
     assert said(failed, "cross-examination") == ["seed 2 failed: the loss is nan", "2 seeds, fewer than 3"]
     bad = [
         result(
             m["defence"],
-            m["setting"]["seed"],
+            m["origin"]["setting"]["seed"],
             0.8,
             (0.9, 0.9) if m["defence"] == "none" else (0.0, 0.0),
             bad_probes=0.1,
@@ -138,7 +138,7 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
 
 
 def test_a_cell_that_failed_everywhere_says_so_and_the_rest_is_shown():
-    failed = {**{k: whole()[0][k] for k in ("title", "setting")}, "defence": "gap", "error": "a metric is nan"}
+    failed = {**{k: whole()[0][k] for k in ("title", "origin")}, "defence": "gap", "error": "a metric is nan"}
     text = render([*whole(), failed], "terminal")
     line = next(line for line in text.splitlines() if line.startswith("gap"))
     assert "failed" in line
@@ -148,7 +148,8 @@ def test_a_cell_that_failed_everywhere_says_so_and_the_rest_is_shown():
 
 def test_options_tuned_to_a_setting_are_said():
     other = [
-        result(m["defence"].replace("badloss", "badloss:k=5"), m["setting"]["seed"], title="other") for m in whole()
+        result(m["defence"].replace("badloss", "badloss:k=5"), m["origin"]["setting"]["seed"], title="other")
+        for m in whole()
     ]
     assert tuned(grouped(whole() + other)) == ["badloss has other options in one setting than in another"]
     assert tuned(grouped(whole() + [result("badloss:k=5", title=m["title"]) for m in whole()])) == []

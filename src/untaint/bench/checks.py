@@ -21,13 +21,13 @@ def flags(group: Group, others: Sequence[Group]) -> list[str]:
     """Return what is to be said against the figures of a group; ``others``: the groups of the same setting."""
     said: list[str] = []
     failed = [result for result in group.results if "error" in result]
-    said += [f"seed {result['setting']['seed']} failed: {result['error']}" for result in failed]
+    said += [f"seed {result['origin']['setting']['seed']} failed: {result['error']}" for result in failed]
     if not group.finished:
         return said
     said += _not_learned(_of("none", others), _of("oracle", others))
     said += [f"{name}: {count} poisoned rows, fewer than {FEW}" for name, count in _few(group)]
-    if any(result["setting"]["bad_probes"] for result in group.finished):
-        said.append(f"{group.finished[0]['setting']['bad_probes']:.0%} of the probes are poisoned")
+    if any(result["origin"]["setting"]["bad_probes"] for result in group.finished):
+        said.append(f"{group.finished[0]['origin']['setting']['bad_probes']:.0%} of the probes are poisoned")
     if any(result.get("removal", {}).get("share", 0) > MOST for result in group.finished):
         said.append(f"more than {MOST:.0%} rejected")
     said += _worse_than_random(group, others)
@@ -95,7 +95,7 @@ def _odd_seeds(group: Group) -> list[str]:
         ("mean ASR", mean_asr),
         ("clean accuracy", lambda result: float(result["model"]["clean accuracy"])),
     ):
-        values = {result["setting"]["seed"]: measure(result) for result in group.finished}
+        values = {result["origin"]["setting"]["seed"]: measure(result) for result in group.finished}
         known = {seed: value for seed, value in values.items() if value is not None}
         if len(known) < SEEDS:
             continue

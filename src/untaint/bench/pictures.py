@@ -190,10 +190,15 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
     return figure
 
 
+def _minutes(result: Result) -> float:
+    """Return how long all the models of a cell took, those that it shares with others too."""
+    return sum(stage["seconds"] for stage in result["stages"].values()) / 60
+
+
 _PLOTS: dict[str, Callable[[str, Sequence[Group]], Any]] = {
     "roc": _roc,
     "rejection": _against(lambda result: 100 * float(result.get("removal", {}).get("share", 0.0)), "rejected, %"),
-    "cost": _against(lambda result: sum(result["stages"].values()) / 60, "minutes of training"),
+    "cost": _against(_minutes, "minutes of training"),
     "scores": _histograms,
     "trajectories": _bands,
 }

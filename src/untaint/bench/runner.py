@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
-import json
-import re
-import resource
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,10 +16,10 @@ from typing import Any
 
 import torch
 
-from untaint import recipe, run
-from untaint.attacks import ATTACKS
+from untaint import run
 from untaint.bench.case import Case, outline, prepare, read
 from untaint.bench.grid import Defender, Grid, Setting
+from untaint.bench.identity import differences, digest, file_name, origin
 from untaint.bench.measures import bands, behaviour, detection, histogram, removal
 from untaint.concluding import versions
 from untaint.defenses import DEFENSES, Detector, Task
@@ -35,8 +30,8 @@ from untaint.progress import Progress, Silent
 from untaint.recipe import Precision
 from untaint.scores import parse_rule
 from untaint.training.checkpoint import load_model
+from untaint.training.cost import Meter, cost_of
 from untaint.training.device import device, hardware
-from untaint.training.loop import seconds_of
 from untaint.trajectories import Trajectories
 
 __all__ = ["Cell", "Runner", "cells_of", "results_of"]
@@ -46,13 +41,13 @@ __all__ = ["Cell", "Runner", "cells_of", "results_of"]
 class Cell:
     """One defence in one setting, and the file of its result.
 
-    ``code``: hash of settings, recipes and the versions that are raised by hand. ``data``: hash of the
+    ``origin``: settings, recipes and the versions that are raised by hand. ``data``: hash of the
     pictures, None if they were not read: then a result is taken on trust to be of the same ones.
     """
 
     setting: Setting
     defender: Defender
-    code: str
+    origin: dict[str, Any]
     path: Path
     data: str | None = None
 
@@ -65,10 +60,12 @@ class Cell:
         except RunError as error:
             (progress or Silent()).say(str(error))
             return None
-        same = facts.get("code") == self.code and self.data in (None, facts.get("data"))
-        if not same and progress is not None:
-            progress.say(f"{self.path} is of older code or of other pictures; the cell is to be run again.")
-        return facts if same else None
+        odd = differences(facts.get("origin"), self.origin)
+        if self.data not in (None, facts.get("data")):
+            odd.append("the pictures are others")
+        if odd and progress is not None:
+            progress.say(f"{self.path} is older ({'; '.join(odd[:3])}); the cell is to be run again.")
+        return None if odd else facts
 
 
 def cells_of(grid: Grid, results: Path) -> list[Cell]:
@@ -77,9 +74,8 @@ def cells_of(grid: Grid, results: Path) -> list[Cell]:
         Cell(
             setting=setting,
             defender=defender,
-            code=_code(setting, defender),
-            path=results
-            / f"{_words(setting, defender)}-{_digest([dataclasses.asdict(setting), defender.text])[:8]}.json",
+            origin=origin(setting, defender),
+            path=results / file_name(setting, defender),
         )
         for setting, defenders in grid.cells
         for defender in defenders
@@ -116,7 +112,7 @@ class Runner:
         """Return the training and test pictures of a data set, read once."""
         if name not in self._data:
             self._data[name] = train, test = read(self.grid.sources[name], self.progress)
-            self._hashes[name] = _digest([train.fingerprint, test.fingerprint])
+            self._hashes[name] = digest([train.fingerprint, test.fingerprint])
             if train.class_names != test.class_names:
                 raise InputError(
                     f"the classes of '{name}' differ in its training and test part. Give parts of one data set."
@@ -154,7 +150,7 @@ class Runner:
     @contextmanager
     def _claim(self, setting: Setting) -> Iterator[bool]:
         """Hold the setting's claim file while it is run; False if another process does. A killed process holds nothing."""
-        path = self.work / "claims" / _digest(dataclasses.asdict(setting))
+        path = self.work / "claims" / digest(dataclasses.asdict(setting))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = open(path, "a")  # noqa: SIM115 - closed below
@@ -172,7 +168,7 @@ class Runner:
         missing = [cell for cell in cells if cell.result() is None]  # another process may have finished some
         if not missing:
             return
-        folder = self.work / _digest([dataclasses.asdict(setting), self._hashes[setting.data]])[:16]
+        folder = self.work / digest([dataclasses.asdict(setting), self._hashes[setting.data]])[:16]
         case = prepare(setting, *self.data(setting.data), self.progress)
         for cell in missing:
             begin = time.monotonic()
@@ -206,19 +202,21 @@ class Runner:
             probes=case.probes,
             preset=recipes,
             rule=parse_rule(rule),
-            scratch=folder / cell.code[:16],
+            scratch=folder / digest(cell.origin)[:16],
             store=folder / "models",
             seed=setting.seed,
             progress=self.progress,
             where=self.where,
         )
         task = replace(task, preset=recipes.changed(precision=self._precision(task)))
-        begin = time.monotonic()
-        peak = peak_memory()
+        meter = Meter()
         outcome = judge.defend(task)
         assert outcome.model is not None
-        stages = {path.name: round(seconds_of(path), 1) for path in sorted(task.scratch.iterdir()) if seconds_of(path)}
-        found: dict[str, Any] = {"seconds": round(time.monotonic() - begin, 1), "stages": stages, "peak_mib": peak()}
+        stages = {path.name: cost_of(path) for path in sorted(task.scratch.iterdir())}
+        found: dict[str, Any] = {
+            "cost": meter.cost().facts(),
+            "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
+        }
         if outcome.scores is not None and outcome.verdict is not None:
             found |= {"detection": detection(case, outcome.scores), "removal": removal(case, outcome.verdict)}
             found["histogram"] = histogram(case, outcome.scores)
@@ -239,29 +237,10 @@ class Runner:
         return self._precisions[kind]
 
 
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
-
-
-def _words(setting: Setting, defender: Defender) -> str:
-    """Return a readable part of a file's name."""
-    plain = re.sub(r"[^\w.=]+", "-", f"{setting.title()} {defender.text}".lower())
-    return f"{plain[:90].strip('-')}-seed{setting.seed}"
-
-
-def _code(setting: Setting, defender: Defender) -> str:
-    """Return the hash by which a result is known: settings, and versions raised by hand."""
-    attacks = [ATTACKS.kind(text.partition(":")[0]).version for text in setting.attackers]
-    defence = DEFENSES.kind(defender.defence.partition(":")[0]).version
-    recipes = dataclasses.asdict(setting.recipes())
-    return _digest([dataclasses.asdict(setting), recipes, defender.text, attacks, defence, recipe.VERSION])
-
-
 def _identity(cell: Cell, where: torch.device) -> dict[str, Any]:
     return {
-        "code": cell.code,
+        "origin": cell.origin,
         "data": cell.data,
-        "setting": dataclasses.asdict(cell.setting),
         "title": cell.setting.title(),
         "defence": cell.defender.text,
         "hardware": hardware(where),
@@ -276,22 +255,6 @@ def _commit() -> str | None:
         asked = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
         return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=5).stdout.strip() or None
     return None
-
-
-def peak_memory() -> Callable[[], int]:
-    """Return a function that returns the peak resident memory since then, in MiB; of the whole process where it cannot be set back."""
-    reset = Path("/proc/self/clear_refs")
-    with contextlib.suppress(OSError):
-        reset.write_text("5")
-
-    def peak() -> int:
-        status = Path("/proc/self/status")
-        if status.exists() and (found := re.search(r"VmHWM:\s+(\d+) kB", status.read_text())):
-            return int(found[1]) // 1024
-        unit = 2**20 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
-
-    return peak
 
 
 def results_of(grid: Grid, results: Path, progress: Progress | None = None) -> list[dict[str, Any]]:

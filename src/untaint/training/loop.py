@@ -6,7 +6,6 @@ the same bits as one that was not (same machine and thread count).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,15 @@ from untaint.models.build import build, features_of, head_of
 from untaint.progress import Progress, Silent, Step
 from untaint.recipe import Precision, Recipe
 from untaint.recorder import Recorder
-from untaint.training import checkpoint
+from untaint.training import checkpoint, cost
 from untaint.training.device import autocast, device, keyed, trial
 from untaint.training.muon import Muon
 from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 
-__all__ = ["Watch", "blocks", "fit", "predict", "seconds_of"]
+__all__ = ["Watch", "blocks", "fit", "predict"]
 
 EVAL_BATCH = 500
 PASS = 0.25  # of a training step: what it takes to look at a picture and not to learn from it
-SECONDS = "seconds.json"  # how long training has taken so far, over all calls
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +128,7 @@ class _Training:
 
     def restore(self) -> None:
         """Set up the optimizer, the pictures and the recorder, where the last checkpoint left them."""
+        self.meter, self.cost = cost.Meter(), cost.cost_of(self.out)
         self.store = PixelStore(self.examples, self.where)
         self.optimizer = _optimizer(self.model, self.recipe)
         facts = checkpoint.restore_state(self.out, self.model, self.optimizer) or {}
@@ -164,7 +163,6 @@ class _Training:
 
     def one_epoch(self, step: Step) -> None:
         """Train one epoch, record it, and leave a checkpoint."""
-        begin = time.monotonic()
         self.model.train()
         recording = (
             self.recorder if self.watch and self.watch.when == "train" and self.watch.wants(self.epoch) else None
@@ -198,7 +196,7 @@ class _Training:
             self._note(self.recorder.end_epoch())
         self.epoch += 1
         self._save()
-        run.write_json(self.out / SECONDS, {"seconds": seconds_of(self.out) + time.monotonic() - begin})
+        self.cost.and_then(self.meter.cost()).save(self.out)
 
     def _check(self, loss: float) -> None:
         if not np.isfinite(loss):
@@ -230,7 +228,7 @@ class _Training:
     def finish(self) -> nn.Module:
         """Leave the model in the folder, marked as done."""
         checkpoint.save_model(self.out, self.model, self._card())
-        passing = ("checkpoint_", "state.json", ".lock", SECONDS)
+        passing = ("checkpoint_", "state.json", ".lock", cost.NAME)
         files = [path for path in self.out.rglob("*") if path.is_file() and not path.name.startswith(passing)]
         run.finish(self.out, files=files, precision=self.precision)
         checkpoint.drop_state(self.out)
@@ -284,11 +282,6 @@ def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
 def blocks(rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
     """Return the rows in blocks of which each passes through a model at once."""
     return (rows[start : start + EVAL_BATCH] for start in range(0, len(rows), EVAL_BATCH))
-
-
-def seconds_of(folder: Path) -> float:
-    """Return how long the training that left ``folder`` took, over all the calls that it took."""
-    return float(run.read_json(folder / SECONDS)["seconds"]) if (folder / SECONDS).exists() else 0.0
 
 
 def predict(model: nn.Module, examples: Examples, where: torch.device | None = None) -> NDArray[np.float32]:

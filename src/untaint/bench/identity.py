@@ -1,0 +1,75 @@
+"""What a result is of: settings, recipes and the versions raised by hand; and whether that is still so.
+
+Written out in each result's file, so that a difference can be named, and so that a setting or a
+recipe may gain an option without a result becoming another: what a file does not say was as it is by default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from untaint import recipe
+from untaint.attacks import ATTACKS
+from untaint.bench.grid import Defender, Setting
+from untaint.defenses import DEFENSES
+from untaint.recipe import Recipe
+
+__all__ = ["differences", "digest", "file_name", "origin"]
+
+USUAL = {
+    "setting": dataclasses.asdict(Setting(data="", attacks="", attackers=())),
+    **dict.fromkeys(("watch", "witness", "retrain"), Recipe().facts()),
+}
+NONE: Mapping[str, Any] = {}
+
+
+def origin(setting: Setting, defender: Defender) -> dict[str, Any]:
+    """Return all that a result depends on but the pictures, as plain JSON values."""
+    recipes = dataclasses.asdict(setting.recipes())
+    trained = {name: recipes.pop(name) for name in ("watch", "witness", "retrain")}
+    attacks = [text.partition(":")[0] for text in setting.attackers]
+    versions = {
+        "defence": DEFENSES.kind(defender.defence.partition(":")[0]).version,
+        "recipes": recipe.VERSION,
+        **{name: ATTACKS.kind(name).version for name in attacks},
+    }
+    facts = {
+        "setting": dataclasses.asdict(setting),
+        "defence": {"text": defender.text},
+        **trained,
+        "preset": recipes,
+        "versions": versions,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(facts))
+    return plain
+
+
+def differences(found: Any, now: Mapping[str, Any]) -> list[str]:
+    """Return what differs between the origin in a file and today's, one entry each: ``versions: patch is 1, now 2``."""
+    if not isinstance(found, Mapping):
+        return ["nothing is said of its settings"]
+    said = []
+    for part, facts in now.items():
+        usual, before = USUAL.get(part, NONE), found.get(part, NONE)
+        for name in sorted({*facts, *before}):
+            old, new = (values.get(name, usual.get(name)) for values in (before, facts))
+            if old != new:
+                said.append(f"{part}: {name} is {old}, now {new}")
+    return said
+
+
+def file_name(setting: Setting, defender: Defender) -> str:
+    """Return the name of a result's file: words, and a hash of what is not as by default."""
+    words = re.sub(r"[^\w.=]+", "-", f"{setting.title()} {defender.text}".lower())[:90].strip("-")
+    odd = {name: value for name, value in dataclasses.asdict(setting).items() if value != USUAL["setting"][name]}
+    return f"{words}-seed{setting.seed}-{digest([odd, defender.text])[:8]}.json"
+
+
+def digest(value: Any) -> str:
+    """Return the hash of plain JSON values."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
