@@ -192,7 +192,7 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
 
 def _minutes(result: Result) -> float:
     """Return how long all the models of a cell took, those that it shares with others too."""
-    return sum(stage["seconds"] for stage in result["stages"].values()) / 60
+    return sum(float(stage["seconds"]) for stage in result["stages"].values()) / 60
 
 
 _PLOTS: dict[str, Callable[[str, Sequence[Group]], Any]] = {

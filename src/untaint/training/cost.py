@@ -58,11 +58,11 @@ class Meter:
     _running: ClassVar[WeakSet[Meter]] = WeakSet()
 
     def __init__(self) -> None:
+        self._peak = 0
         for other in Meter._running:
             other._peak = max(other._peak, _peak_mib())
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5")
-        self._peak = 0
         self._begin, self._cores = time.monotonic(), time.process_time()
         Meter._running.add(self)
 
