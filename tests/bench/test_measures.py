@@ -17,6 +17,7 @@ from untaint.errors import InputError
 from untaint.poisoning import stronger, triggered
 from untaint.progress import Silent
 from untaint.scores import Fraction, Scores
+from untaint.training.evaluate import accuracy
 
 SETTING = Setting(
     data="photos", attacks="two", probes=40, label_noise=0.1,
@@ -128,10 +129,26 @@ def test_a_stronger_trigger_changes_every_pixel_twice_as_much(case):
     assert np.array_equal(twice.labels, shown.labels)
 
 
-def test_an_accuracy_that_is_no_number_is_an_error(case, monkeypatch):
-    monkeypatch.setattr(measures, "accuracy", lambda *_: float("nan"))
-    with pytest.raises(InputError, match="is nan"):
-        measures.behaviour(case, Obeys(), torch.device("cpu"))
+class Broken(Obeys):
+    def forward(self, images):
+        return super().forward(images) * float("nan")
+
+
+def test_a_model_whose_answers_are_no_numbers_is_an_error(case):
+    with pytest.raises(InputError, match="no number"):
+        measures.behaviour(case, Broken(), torch.device("cpu"))
+
+
+def test_each_rate_is_the_one_that_a_pass_of_its_own_finds(case):
+    model, where = Obeys(), torch.device("cpu")
+    found = measures.behaviour(case, model, where)
+    for name, attack in zip(case.names, case.attacks, strict=True):
+        shown = triggered(case.test, attack)
+        own = found["attacks"][name]
+        assert own["asr"] == pytest.approx(accuracy(model, shown, where), abs=1e-5)
+        assert own["asr stronger"] == pytest.approx(accuracy(model, stronger(case.test, shown), where), abs=1e-5)
+        plain = replace(shown, images=case.test.images)
+        assert own["untriggered"] == pytest.approx(accuracy(model, plain, where), abs=1e-5)
 
 
 def test_nothing_clean_is_an_error(case):

@@ -10,7 +10,7 @@ import pytest
 
 from untaint.bench.checks import flags, tuned
 from untaint.bench.grid import Setting
-from untaint.bench.groups import grouped
+from untaint.bench.groups import grouped, labels
 from untaint.bench.table import FORMATS, render
 
 ATTACKERS = ("patch:rate=0.1", "pixel:rate=0.1")
@@ -91,7 +91,7 @@ def test_every_form_has_every_line(form, per_attack):
         assert defence in text
     assert ("ASR pixel" in text) is per_attack
     if form == "latex":
-        assert text.count(r"\\") == 6
+        assert text.count(r"\\") == (12 if per_attack else 6), "of each attack one table of rates and one of AUROC"
         assert r"\textbf{" in text
     if form == "csv":
         lines = list(csv.reader(io.StringIO(text)))
@@ -153,6 +153,48 @@ def test_options_tuned_to_a_setting_are_said():
     ]
     assert tuned(grouped(whole() + other)) == ["badloss has other options in one setting than in another"]
     assert tuned(grouped(whole() + [result("badloss:k=5", title=m["title"]) for m in whole()])) == []
+
+
+def alone(defence, attacker, asr, auroc=None):
+    made = result(defence, asr=(asr, asr), auroc=auroc)
+    setting = Setting(data="photos", attacks=attacker, attackers=(attacker,))
+    name = attacker.partition(":")[0]
+    made["model"]["attacks"] = {name: made["model"]["attacks"]["patch"]}
+    made["poisoned"] = {name: 100}
+    if auroc is not None:
+        made["detection"] = {name: made["detection"]["patch"], "all": made["detection"]["all"]}
+    return {**made, "title": setting.title(), "origin": {"setting": asdict(setting)}}
+
+
+def test_attacks_one_at_a_time_share_a_table_and_keep_what_is_said_of_each():
+    noise, lattice = "blend:rate=0.1,pattern=noise", "blend:rate=0.1,pattern=lattice"
+    found = [
+        *(alone("none", *one) for one in ((noise, 0.9), (lattice, 0.05))),
+        *(alone("oracle", *one, 1.0) for one in ((noise, 0.02), (lattice, 0.03))),
+        *(alone("badloss", *one, 0.75) for one in ((noise, 0.11), (lattice, 0.04))),
+    ]
+    text = render(found, "markdown", per_attack=True)
+    assert text.count("**photos, one attack at a time (1 seed)**") == 2
+    assert "| defence | ASR blend noise | ASR blend lattice |" in text
+    assert "| `badloss` <sup>1,2</sup> | **11.0** | **4.0** |" in text
+    assert (
+        "1. 1 seed, fewer than 3\n2. blend lattice was not learned: 5% undefended, 3% by a model without poison" in text
+    )
+    assert "photos, blend:rate=0.1,pattern=noise" in render(found, "markdown"), "the means stay apart"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (["patch:rate=0.1", "pixel"], ["patch", "pixel"]),
+        (["blend:pattern=noise,rate=0.1", "blend:pattern=lattice,alpha=0.1"], ["blend noise", "blend lattice"]),
+        (["patch:target=1", "patch:target=2"], ["patch 1", "patch 2"]),
+        (["patch", "patch"], ["patch", "patch 2"]),
+        (["blend", "blend:alpha=0.3"], ["blend", "blend 0.3"]),
+    ],
+)
+def test_attacks_are_called_by_what_tells_them_apart(texts, expected):
+    assert labels(texts) == expected
 
 
 def test_no_results_are_said_to_be_none():

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from untaint import spec
-from untaint.bench.groups import Group, mean_asr
+from untaint.bench.groups import Group, attackers, labels, mean_asr
 
 __all__ = ["flags"]
 
@@ -17,15 +17,22 @@ SEEDS = 3
 APART = 0.10  # a seed so far from the median of all is odd
 
 
-def flags(group: Group, others: Sequence[Group]) -> list[str]:
-    """Return what is to be said against the figures of a group; ``others``: the groups of the same setting."""
+def flags(group: Group, others: Sequence[Group], called: Mapping[str, str] | None = None) -> list[str]:
+    """Return what is to be said against the figures of a group.
+
+    ``others``: the groups of the same setting. ``called``: a short name for each attack's text, where the
+    table has more attacks than this setting.
+    """
     said: list[str] = []
+    texts = attackers([group])
+    called = called or dict(zip(texts, labels(texts), strict=True))
     failed = [result for result in group.results if "error" in result]
     said += [f"seed {result['origin']['setting']['seed']} failed: {result['error']}" for result in failed]
     if not group.finished:
         return said
-    said += _not_learned(_of("none", others), _of("oracle", others))
-    said += [f"{name}: {count} poisoned rows, fewer than {FEW}" for name, count in _few(group)]
+    names = dict(zip(group.finished[0]["model"]["attacks"], (called[text] for text in texts), strict=True))
+    said += _not_learned(_of("none", others), _of("oracle", others), names)
+    said += [f"{names[name]}: {count} poisoned rows, fewer than {FEW}" for name, count in _few(group)]
     if any(result["origin"]["setting"]["bad_probes"] for result in group.finished):
         said.append(f"{group.finished[0]['origin']['setting']['bad_probes']:.0%} of the probes are poisoned")
     if any(result.get("removal", {}).get("share", 0) > MOST for result in group.finished):
@@ -58,17 +65,15 @@ def _asr(group: Group, attack: str) -> float:
     return fmean(result["model"]["attacks"][attack]["asr"] for result in group.finished)
 
 
-def _not_learned(undefended: Group | None, clean: Group | None) -> list[str]:
+def _not_learned(undefended: Group | None, clean: Group | None, names: Mapping[str, str]) -> list[str]:
     if undefended is None or clean is None:
         missing = " and ".join(name for name, group in (("none", undefended), ("oracle", clean)) if group is None)
         return [f"no row '{missing}': whether the attacks were learned is not known"]
     said = []
-    for attack in undefended.finished[0]["model"]["attacks"]:
+    for attack, label in names.items():
         rates = _asr(undefended, attack), _asr(clean, attack)
         if rates[0] - rates[1] < LEARNED:
-            said.append(
-                f"{attack} was not learned: {rates[0]:.0%} undefended, {rates[1]:.0%} by a model without poison"
-            )
+            said.append(f"{label} was not learned: {rates[0]:.0%} undefended, {rates[1]:.0%} by a model without poison")
     return said
 
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
-__all__ = ["Group", "grouped", "mean_asr", "spread"]
+from untaint import spec
+
+__all__ = ["Group", "attackers", "attackers_of", "grouped", "labels", "mean_asr", "own", "spread"]
 
 Result = dict[str, Any]
 
@@ -37,11 +39,12 @@ class Group:
 
 
 def grouped(results: Sequence[Result]) -> list[Group]:
-    """Return the groups in order of setting, then of appearance."""
+    """Return the groups, settings in order of appearance, the controls of each first."""
     found: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         found.setdefault((result["title"], result["defence"]), []).append(result)
-    ordered = sorted(found.items(), key=lambda item: (item[0][0], _rank(item[0][1])))
+    titles = list(dict.fromkeys(title for title, _ in found))
+    ordered = sorted(found.items(), key=lambda item: (titles.index(item[0][0]), _rank(item[0][1])))
     return [Group(title=title, defence=defence, results=tuple(some)) for (title, defence), some in ordered]
 
 
@@ -51,6 +54,38 @@ def _rank(defence: str) -> tuple[int, str]:
         (number for number, name in enumerate(first) if defence.split(" ")[0].split(":")[0] == name), len(first)
     )
     return place, defence
+
+
+def attackers(groups: Sequence[Group]) -> list[str]:
+    """Return the texts of all attacks of some groups, each once, in order."""
+    return list(dict.fromkeys(text for group in groups for result in group.results for text in attackers_of(result)))
+
+
+def labels(texts: Sequence[str]) -> list[str]:
+    """Return what tables call some attacks: the name, and of several with one name what differs: ``blend lattice``."""
+    parsed = [spec.parse(text) for text in texts]
+    found = []
+    for name, options in parsed:
+        same = [other for kind, other in parsed if kind == name]
+        keys = dict.fromkeys(key for other in same for key in other)
+        odd = [key for key in keys if any(other.get(key) != options.get(key) for other in same)]
+        plain = [key for key in odd if key not in ("rate", "class_rate", "target")] or odd
+        found.append(" ".join([name, *(options[key] for key in plain[:1] if key in options)]))
+    return [
+        f"{label} {found[:place].count(label) + 1}" if found[:place].count(label) else label
+        for place, label in enumerate(found)
+    ]
+
+
+def own(result: Result, text: str) -> str | None:
+    """Return what a result calls the attack with this text; None if it has no such attack."""
+    texts = attackers_of(result)
+    return list(result["model"]["attacks"])[texts.index(text)] if text in texts else None
+
+
+def attackers_of(result: Result) -> list[str]:
+    """Return the texts of a result's attacks, in the order of its figures."""
+    return list(result["origin"]["setting"]["attackers"])
 
 
 def mean_asr(result: Result) -> float | None:

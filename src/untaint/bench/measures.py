@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,10 @@ from torch import nn
 
 from untaint.bench.case import Case
 from untaint.errors import InputError
+from untaint.examples import Examples
 from untaint.poisoning import stronger, triggered
 from untaint.scores import Scores, Verdict
-from untaint.training.evaluate import accuracy
+from untaint.training.loop import predict
 from untaint.trajectories import Trajectories
 
 __all__ = ["CURVE", "FALSE_POSITIVES", "bands", "behaviour", "detection", "histogram", "removal"]
@@ -125,20 +125,31 @@ def behaviour(case: Case, model: nn.Module, where: torch.device) -> dict[str, An
     The success rate (ASR) is over test pictures outside the target class; ``untriggered``: how many of these
     the model takes for the target without the trigger.
     """
-    found: dict[str, Any] = {"clean accuracy": _rate(model, case.test, where), "attacks": {}}
+    plain = _answers(model, case.test, where)
+    guessed = np.full(case.test.total, -1)
+    guessed[case.test.rows] = plain
+    found: dict[str, Any] = {"clean accuracy": _share(plain == case.test.labels[case.test.rows]), "attacks": {}}
     for name, attack in zip(case.names, case.attacks, strict=True):
+        target = attack.target_in(case.test.class_names)
         shown = triggered(case.test, attack)
+        twice = stronger(case.test, shown)
+        rate = _share(_answers(model, shown, where) == target)
+        same = np.array_equal(twice.images, shown.images)  # a trigger that paints over
         found["attacks"][name] = {
-            "target": case.test.class_names[attack.target_in(case.test.class_names)],
-            "asr": _rate(model, shown, where),
-            "asr stronger": _rate(model, stronger(case.test, shown), where),
-            "untriggered": _rate(model, replace(shown, images=case.test.images), where),
+            "target": case.test.class_names[target],
+            "asr": rate,
+            "asr stronger": rate if same else _share(_answers(model, twice, where) == target),
+            "untriggered": _share(guessed[shown.rows] == target),
         }
     return found
 
 
-def _rate(model: nn.Module, examples: Any, where: torch.device) -> float:
-    rate = accuracy(model, examples, where)
-    if not np.isfinite(rate):
-        raise InputError(f"an accuracy is {rate}, which is no number to compare.")
-    return round(rate, 5)
+def _answers(model: nn.Module, examples: Examples, where: torch.device) -> NDArray[np.int64]:
+    logits = predict(model, examples, where)
+    if not np.isfinite(logits).all():
+        raise InputError("the model answers with what is no number, so that it cannot be judged.")
+    return logits.argmax(1)
+
+
+def _share(hits: NDArray[np.bool_]) -> float:
+    return round(float(hits.mean()), 5)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from untaint import run
-from untaint.bench.groups import Group, Result, grouped, mean_asr
+from untaint.bench.groups import Group, Result, attackers_of, grouped, labels, mean_asr
 from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
@@ -78,19 +78,24 @@ def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
     return np.mean(curves, axis=0) if curves else None
 
 
+def _called(result: Result) -> dict[str, str]:
+    """Return what plots call each kind of rows that a result names by attack."""
+    return dict(zip(result["model"]["attacks"], labels(attackers_of(result)), strict=True))
+
+
 def _roc(title: str, groups: Sequence[Group]) -> Any:
     judged = [group for group in groups if group.defence != "oracle" and _mean_curve(group, "all") is not None]
     if not judged:
         return None
-    attacks = ["all", *judged[0].finished[0]["model"]["attacks"]]
+    attacks = {"all": "all", **_called(judged[0].finished[0])}
     figure, axes = _figure(title, len(attacks))
-    for axis, attack in zip(axes, attacks, strict=True):
+    for axis, (attack, label) in zip(axes, attacks.items(), strict=True):
         for group in judged:
             curve = _mean_curve(group, attack)
             if curve is not None:
                 axis.plot(CURVE, curve, color=_colour(group, groups), label=group.defence, linewidth=1.4)
         axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
-        axis.set_title(attack, fontsize=9)
+        axis.set_title(label, fontsize=9)
         axis.set_xlabel("false positive rate", fontsize=8)
     axes[0].set_ylabel("true positive rate", fontsize=8)
     figure.legend(
@@ -152,13 +157,13 @@ def _histograms(title: str, groups: Sequence[Group]) -> Any:
     for axis, group in zip(axes, shown, strict=True):
         counts = dict(group.finished[0]["histogram"])
         edges = np.array(counts.pop("edges"))
-        colours = _colours(list(counts))
+        colours, called = _colours(list(counts)), _called(group.finished[0])
         for kind, heights in counts.items():
             axis.stairs(
                 heights,
                 edges,
                 color=colours[kind],
-                label=kind,
+                label=called.get(kind, kind),
                 fill=kind == "clean",
                 alpha=0.35 if kind == "clean" else 1,
             )
@@ -176,11 +181,16 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
         return None
     figure, (axis,) = _figure(title, 1)
     figure.set_figwidth(6)
-    colours = _colours(list(known["bands"]))
+    colours, called = _colours(list(known["bands"])), _called(known)
     for kind, (low, middle, high) in known["bands"].items():
         epochs = np.arange(1, len(middle) + 1)
         axis.plot(
-            epochs, middle, color=colours[kind], label=kind, linewidth=1.4, linestyle="--" if kind == "probes" else "-"
+            epochs,
+            middle,
+            color=colours[kind],
+            label=called.get(kind, kind),
+            linewidth=1.4,
+            linestyle="--" if kind == "probes" else "-",
         )
         axis.fill_between(epochs, low, high, color=colours[kind], alpha=0.12, linewidth=0)
     axis.set(yscale="log", xticks=epochs[:: max(1, len(epochs) // 10)])

@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 from untaint.bench.checks import flags, tuned
-from untaint.bench.groups import Group, Result, grouped, mean_asr, spread
+from untaint.bench.groups import Group, Result, attackers, grouped, labels, mean_asr, own, spread
 
 __all__ = ["FORMATS", "Format", "render"]
 
@@ -57,54 +57,86 @@ COLUMNS = (
 )
 
 
-def _attack_columns(groups: Sequence[Group]) -> list[Column]:
-    names: dict[str, None] = {}
-    for group in groups:
-        for result in group.finished:
-            names.update(dict.fromkeys(result["model"]["attacks"]))
+def _attack_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]]:
+    """Return columns of attack success and of AUROC, one for each attack."""
+    texts = attackers(groups)
+    asr, auroc = [], []
+    for text, label in zip(texts, labels(texts), strict=True):
 
-    def asr(name: str) -> Callable[[Result], float | None]:
-        return lambda result: result["model"]["attacks"].get(name, {}).get("asr")
+        def rate(result: Result, text: str = text) -> float | None:
+            name = own(result, text)
+            return None if name is None else result["model"]["attacks"][name]["asr"]
 
-    def auroc(name: str) -> Callable[[Result], float | None]:
-        return lambda result: result.get("detection", {}).get(name, {}).get("auroc")
+        def area(result: Result, text: str = text) -> float | None:
+            value: float | None = result.get("detection", {}).get(own(result, text), {}).get("auroc")
+            return value
 
-    columns = [Column(f"ASR {name}", asr(name), "less", "percent") for name in names]
-    return columns + [Column(f"AUROC {name}", auroc(name), "more", "score") for name in names]
+        asr.append(Column(f"ASR {label}", rate, "less", "percent"))
+        auroc.append(Column(f"AUROC {label}", area, "more", "score"))
+    return asr, auroc
 
 
 def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: bool = False) -> str:
     """Return the table of some results, setting by setting, with what is to be said against each line below it.
 
-    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart.
+    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart. ``per_attack``:
+    attack success and AUROC of each attack instead; settings with one attack each share a table.
     """
     groups = grouped(results)
     if form == "csv":
         return _csv(groups, per_attack)
     parts = []
-    for title in dict.fromkeys(group.title for group in groups):
-        own = [group for group in groups if group.title == title]
-        parts.append(_setting(title, own, form, per_attack))
+    for title, lines in _tables(groups, per_attack).items():
+        drawn = [group for group, _ in lines]
+        columns = [one for one in _attack_columns(drawn) if one] if per_attack else [COLUMNS]
+        parts += [_drawn_table(title, lines, one, form, last=one is columns[-1]) for one in columns]
     notes = tuned(groups)
     if notes:
         parts.append("\n".join(f"Beware: {note}." for note in notes))
     return "\n\n".join(parts) + "\n" if parts else "No results yet.\n"
 
 
-def _setting(title: str, groups: list[Group], form: Format, per_attack: bool) -> str:
-    columns = _attack_columns(groups) if per_attack else COLUMNS
-    seeds = max(len(group.results) for group in groups)
+def _tables(groups: Sequence[Group], per_attack: bool) -> dict[str, list[tuple[Group, list[str]]]]:
+    """Return the lines of each table by its title: a group, and what is to be said against it."""
+    tables: dict[str, list[Group]] = {}
+    for group in groups:
+        texts = attackers([group])
+        alone = per_attack and len(texts) == 1
+        title = group.title.replace(f", {texts[0]}", ", one attack at a time") if alone else group.title
+        tables.setdefault(title, []).append(group)
+    return {title: _lines(title, some) for title, some in tables.items()}
+
+
+def _lines(title: str, groups: Sequence[Group]) -> list[tuple[Group, list[str]]]:
+    texts = attackers(groups)
+    called = dict(zip(texts, labels(texts), strict=True))
+    lines: dict[str, tuple[list[Result], dict[str, None]]] = {}
+    for group in groups:
+        results, said = lines.setdefault(group.defence, ([], {}))
+        results += group.results
+        said |= dict.fromkeys(flags(group, [other for other in groups if other.title == group.title], called))
+    return [
+        (Group(title=title, defence=name, results=tuple(results)), list(said))
+        for name, (results, said) in lines.items()
+    ]
+
+
+def _drawn_table(
+    title: str, lines: Sequence[tuple[Group, list[str]]], columns: Sequence[Column], form: Format, *, last: bool
+) -> str:
+    groups = [group for group, _ in lines]
+    seeds = max(len({result["origin"]["setting"]["seed"] for result in group.results}) for group in groups)
     head = ["defence", *(column.head for column in columns)]
     best = {column.head: _best(groups, column) for column in columns}
     notes: dict[str, int] = {}
-    lines = []
-    for group in groups:
-        marks = [notes.setdefault(text, len(notes) + 1) for text in flags(group, groups)]
+    body = []
+    for group, said in lines:
+        marks = [notes.setdefault(text, len(notes) + 1) for text in said]
         cells = [_cell(group, column, best[column.head], form) for column in columns]
-        lines.append([_name(group.defence, marks, form), *cells])
-    below = [f"{number}. {text}" for text, number in notes.items()]
+        body.append([_name(group.defence, marks, form), *cells])
+    below = [f"{number}. {text}" for text, number in notes.items()] if last else []
     caption = f"{title} ({seeds} seed{'s' if seeds > 1 else ''})"
-    return _drawn(caption, head, lines, below, form)
+    return _drawn(caption, head, body, below, form)
 
 
 def _best(groups: Sequence[Group], column: Column) -> float | None:
@@ -168,7 +200,7 @@ def _drawn(caption: str, head: list[str], lines: list[list[str]], below: list[st
 
 
 def _csv(groups: list[Group], per_attack: bool) -> str:
-    columns = [*COLUMNS, *(_attack_columns(groups) if per_attack else [])]
+    columns = [*COLUMNS, *(one for some in _attack_columns(groups) for one in some if per_attack)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads: list[Any] = [one for column in columns for one in (column.head, f"{column.head} std")]
