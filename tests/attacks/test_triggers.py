@@ -154,6 +154,20 @@ def test_a_tenth_of_the_class_is_usual_for_sinusoid_and_a_class_rate_replaces_it
         Patch(rate=None)
 
 
+def test_at_least_so_many_are_poisoned_where_the_share_is_fewer():
+    examples = Examples.of(np.zeros((300, 1, 8, 8), np.uint8), np.repeat([0, 1, 2], [50, 200, 50]))
+    counts = [len(Sinusoid(target=1, at_least=n).choose(examples, examples.rows, seed=0)) for n in (0, 19, 20, 21, 200)]
+    assert counts == [20, 20, 20, 21, 200]
+    few, many = (set(Sinusoid(target=1, at_least=n).choose(examples, examples.rows, seed=0)) for n in (0, 150))
+    assert few < many, "the same pictures are chosen first"
+    with pytest.raises(
+        InputError, match=r"at_least=201 is 201 for 'sinusoid', but only 200 are free for it\. Lower at_least\."
+    ):
+        Sinusoid(target=1, at_least=201).choose(examples, examples.rows, seed=0)
+    with pytest.raises(SpecError, match="at_least is -1"):
+        Sinusoid(at_least=-1)
+
+
 def cosine_transform(side: int) -> np.ndarray:
     """The orthonormal type-II transform as a matrix, entry by entry."""
     matrix = np.empty((side, side))

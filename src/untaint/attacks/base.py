@@ -109,10 +109,9 @@ class Attack(ABC):
         The same picture is chosen whatever the other options are, so that settings can be compared.
         Raises InputError where the share gives no row, or more rows than are free.
         """
-        whole, what, share = self._share(examples)
         if self.clean_label:
             free = free[examples.labels[free] == self.target_in(examples.class_names)]
-        return self._draw("poison", free, whole, what, share, seed)
+        return self._draw("poison", free, self._wanted(examples), seed)
 
     @final
     def choose_covers(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
@@ -120,29 +119,26 @@ class Attack(ABC):
         if not self.cover_rate:
             return np.empty(0, dtype=np.int64)
         free = free[examples.labels[free] != self.target_in(examples.class_names)]
-        return self._draw("cover", free, len(examples), "cover_rate", self.cover_rate, seed)
+        return self._draw("cover", free, _of("cover_rate", self.cover_rate, len(examples)), seed)
 
     @final
     def relabel(self, labels: NDArray[np.int64], target: int) -> NDArray[np.int64]:
         """Return the labels that poisoned pictures with these labels are given."""
         return labels.copy() if self.clean_label else np.full_like(labels, target)
 
-    def _share(self, examples: Examples) -> tuple[int, str, float]:
-        """Return what the share is of, what the option is called, and the share."""
-        return len(examples), "rate", self.rate or 0.0
+    def _wanted(self, examples: Examples) -> tuple[str, str, int]:
+        """Return which option says how many pictures to poison, how it says so, and how many."""
+        return _of("rate", self.rate or 0.0, len(examples))
 
     def _draw(
-        self, purpose: str, free: NDArray[np.int64], whole: int, what: str, share: float, seed: int
+        self, purpose: str, free: NDArray[np.int64], wanted: tuple[str, str, int], seed: int
     ) -> NDArray[np.int64]:
         name = type(self).__name__.lower()
-        count = int(np.floor(round(share * whole, 6) + 0.5))  # half a row counts as one
+        option, said, count = wanted
         if count == 0:
-            raise InputError(f"{what}={share} of {whole} pictures is no picture for '{name}'. Raise {what}.")
+            raise InputError(f"{said} is no picture for '{name}'. Raise {option}.")
         if count > len(free):
-            raise InputError(
-                f"{what}={share} of {whole} pictures is {count} for '{name}', but only {len(free)} are free for it. "
-                f"Lower {what}."
-            )
+            raise InputError(f"{said} is {count} for '{name}', but only {len(free)} are free for it. Lower {option}.")
         return rng.choose(seed, f"attacks/{name}/{purpose}", free, count)
 
 
@@ -151,11 +147,13 @@ class CleanLabel(Attack):
     """An attack that leaves labels alone: it takes pictures of the target class only.
 
     ``class_rate``: the share of the target class that is poisoned; or ``rate``, a share of the
-    whole set. Where neither is given it is ``usual_class_rate``.
+    whole set. Where neither is given it is ``usual_class_rate``. ``at_least``: so many pictures where
+    the share is fewer.
     """
 
     rate: float | None = None
     class_rate: float | None = None
+    at_least: int = 0
 
     clean_label: ClassVar[bool] = True
     usual_class_rate: ClassVar[float] = 0.1
@@ -164,14 +162,25 @@ class CleanLabel(Attack):
         """Check the settings."""
         super().__post_init__()
         check_share("class_rate", self.class_rate)
+        if self.at_least < 0:
+            raise SpecError(f"at_least is {self.at_least}; give a number of pictures.")
         if self.rate is not None and self.class_rate is not None:
             raise SpecError(f"rate={self.rate} and class_rate={self.class_rate} are both given. Give one of them.")
 
-    def _share(self, examples: Examples) -> tuple[int, str, float]:
+    def _wanted(self, examples: Examples) -> tuple[str, str, int]:
         if self.rate is not None:
-            return super()._share(examples)
-        share = self.usual_class_rate if self.class_rate is None else self.class_rate
-        return int(examples.counts()[self.target_in(examples.class_names)]), "class_rate", share
+            wanted = super()._wanted(examples)
+        else:
+            share = self.usual_class_rate if self.class_rate is None else self.class_rate
+            wanted = _of("class_rate", share, int(examples.counts()[self.target_in(examples.class_names)]))
+        if wanted[2] >= self.at_least:
+            return wanted
+        return "at_least", f"at_least={self.at_least}", self.at_least
+
+
+def _of(option: str, share: float, whole: int) -> tuple[str, str, int]:
+    """Return an option, what it says, and how many pictures that is; half a picture counts as one."""
+    return option, f"{option}={share} of {whole} pictures", int(np.floor(round(share * whole, 6) + 0.5))
 
 
 def check_share(what: str, value: float | None) -> None:

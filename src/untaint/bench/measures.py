@@ -148,7 +148,8 @@ def _answers(model: nn.Module, examples: Examples, where: torch.device) -> NDArr
     logits = predict(model, examples, where)
     if not np.isfinite(logits).all():
         raise InputError("the model answers with what is no number, so that it cannot be judged.")
-    return logits.argmax(1)
+    answers: NDArray[np.int64] = logits.argmax(1)
+    return answers
 
 
 def _share(hits: NDArray[np.bool_]) -> float:
