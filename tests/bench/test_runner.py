@@ -176,8 +176,9 @@ def test_a_cell_that_fails_says_why_and_the_rest_goes_on(tmp_path, photos, monke
     def fails(case, scores):
         raise InputError("AUROC is nan")
 
-    monkeypatch.setattr(module, "detection", fails)
-    assert runner(tmp_path, photos).run() == 0
+    with monkeypatch.context() as broken:
+        broken.setattr(module, "detection", fails)
+        assert runner(tmp_path, photos).run() == 0
     found = {r["defence"]: r.get("error") for r in found_in(tmp_path, photos)}
     assert found == {
         "none": None,
@@ -185,6 +186,13 @@ def test_a_cell_that_fails_says_why_and_the_rest_goes_on(tmp_path, photos, monke
         "random @ fraction:share=0.1": "AUROC is nan",
         "spectral": "AUROC is nan",
     }
+    again = runner(tmp_path, photos)
+    again.run()
+    assert "4 cells, 4 of them done before." in again.progress.remarks, "they are not run again by themselves"
+    again = runner(tmp_path, photos, retry=True)
+    again.run()
+    assert "4 cells, 1 of them done before." in again.progress.remarks
+    assert not [r for r in found_in(tmp_path, photos) if "error" in r]
 
 
 def test_a_full_disk_is_no_finding(tmp_path, photos, monkeypatch):

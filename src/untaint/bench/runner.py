@@ -86,8 +86,8 @@ class Runner:
     """Runs the cells of a grid and keeps a JSON file for each.
 
     ``results``: the folder of these files; ``work``: where models lie while the cells of their setting
-    are run (removed afterwards unless ``keep``). Any number of processes may run the same grid on
-    the same folders: each takes a setting that nobody else is at.
+    are run (removed afterwards unless ``keep``). ``retry``: run cells that failed again. Any number of
+    processes may run the same grid on the same folders: each takes a setting that nobody else is at.
     """
 
     def __init__(
@@ -98,9 +98,10 @@ class Runner:
         work: Path,
         progress: Progress | None = None,
         keep: bool = False,
+        retry: bool = False,
         where: torch.device | None = None,
     ) -> None:
-        self.grid, self.results, self.work, self.keep = grid, results, work, keep
+        self.grid, self.results, self.work, self.keep, self.retry = grid, results, work, keep, retry
         self.progress = progress or Silent()
         self.where = where or device()
         self._data: dict[str, tuple[Examples, Examples]] = {}
@@ -134,18 +135,22 @@ class Runner:
         for cell in cells_of(self.grid, self.results):
             planned.setdefault(cell.setting, []).append(replace(cell, data=self._hashes[cell.setting.data]))
         cells = [cell for some in planned.values() for cell in some]
-        done = sum(cell.result(self.progress) is not None for cell in cells)
+        done = sum(self._finished(cell, self.progress) for cell in cells)
         self.progress.say(f"{len(cells)} cells, {done} of them done before.")
         busy = 0
         for setting, some in planned.items():
-            if all(cell.result() is not None for cell in some):
+            if all(map(self._finished, some)):
                 continue
             with self._claim(setting) as mine:
                 if mine:
-                    self._run_setting(setting, some, lambda: sum(cell.result() is None for cell in cells))
+                    self._run_setting(setting, some, lambda: len(cells) - sum(map(self._finished, cells)))
                 else:
-                    busy += sum(cell.result() is None for cell in some)
+                    busy += len(some) - sum(map(self._finished, some))
         return busy
+
+    def _finished(self, cell: Cell, progress: Progress | None = None) -> bool:
+        facts = cell.result(progress)
+        return facts is not None and not (self.retry and "error" in facts)
 
     @contextmanager
     def _claim(self, setting: Setting) -> Iterator[bool]:
@@ -165,7 +170,7 @@ class Runner:
             yield True
 
     def _run_setting(self, setting: Setting, cells: list[Cell], left: Callable[[], int]) -> None:
-        missing = [cell for cell in cells if cell.result() is None]  # another process may have finished some
+        missing = [cell for cell in cells if not self._finished(cell)]  # another process may have finished some
         if not missing:
             return
         folder = self.work / digest([dataclasses.asdict(setting), self._hashes[setting.data]])[:16]

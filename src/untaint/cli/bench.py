@@ -37,6 +37,7 @@ def bench(
     per_attack: Annotated[bool, flag("A column for each attack instead of the means.")] = False,
     pictures: Annotated[Path | None, option("Also write plots there, as SVG.", "FOLDER")] = None,
     keep: Annotated[bool, flag("Keep the models and recordings of finished settings.")] = False,
+    retry: Annotated[bool, flag("Run the cells again that failed.")] = False,
     quiet: Quiet = False,
 ) -> int:
     """Run every cell of a grid of attacks and defences that has no result yet, and show the table.
@@ -52,7 +53,8 @@ def bench(
     grid = read_grid(file, _places(data))
     kept = results or Path("results") / grid.name
     if not table:
-        runner = Runner(grid, results=kept, work=out or Path("runs") / f"bench-{grid.name}", progress=told, keep=keep)
+        work = out or Path("runs") / f"bench-{grid.name}"
+        runner = Runner(grid, results=kept, work=work, progress=told, keep=keep, retry=retry)
         busy = runner.run()
         if busy:
             told.say(f"{busy} cells are being run by other processes. The same command shows them when they are done.")
