@@ -1,12 +1,30 @@
-"""Writes docs/results.md from results/*.json: every table there is made here, none is typed."""
+"""Writes docs/results.md and the table of README.md from results/: every table there is made here, none is typed."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from untaint.bench import read_grid
+from untaint.bench.groups import grouped, mean_asr, spread
+from untaint.bench.runner import results_of
+from untaint.bench.table import render
+
 ROOT = Path(__file__).parents[1]
+BEGIN, END = "<!-- made by scripts/render_results.py -->", "<!-- until here -->"
+ROWS = {
+    "none": "everything",
+    "oracle": "what is clean, told by who poisoned it",
+    "random @ fraction:share=0.1": "all but a tenth, drawn by lot",
+    "spectral": "what Spectral Signatures keeps",
+    "clustering": "what Activation Clustering keeps",
+    "label-errors": "what confident learning (cleanlab) keeps",
+    "badloss @ fraction:share=0.4": "what BaDLoss keeps",
+    "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps",
+    "cross-examination": "**what untaint keeps**",
+}
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
 
 
@@ -83,6 +101,62 @@ def section(facts: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
+def benchmark(path: Path) -> str:
+    """The tables of one grid file, of as many cells as are finished; nothing where none is."""
+    grid = read_grid(path)
+    found = results_of(grid, ROOT / "results" / grid.name)
+    cells = sum(len(defenders) for _, defenders in grid.cells)
+    if not found:
+        return ""
+    machines = sorted({result["hardware"] for result in found})
+    return "\n\n".join(
+        [
+            f"## {grid.title}",
+            f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}.",
+            render(found, "markdown"),
+            render(found, "markdown", per_attack=True).partition("Beware:")[0],
+        ]
+    ).strip()
+
+
+def readme(text: str) -> str:
+    """The page README with its table made anew."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, f"README.md has no {BEGIN}"
+    assert end, f"README.md has no {END}"
+    grid = read_grid(ROOT / "experiments" / "cpu.toml")
+    groups = grouped(results_of(grid, ROOT / "results" / grid.name))
+    own = [group for group in groups if group.title == groups[0].title]
+    head = ["model trained on", "clean accuracy", "mean attack success", "poison found", "clean pictures lost"]
+    rows = []
+    for defence, name in ROWS.items():
+        for group in (group for group in own if group.defence == defence):
+            counts = [
+                (sum(result["poisoned"].values()), result["rows"], result.get("removal", {}))
+                for result in group.finished
+            ]
+            shares = [
+                [removed["poisoned"] / poisoned for poisoned, _, removed in counts if removed],
+                [removed["clean"] / (rows - poisoned) for poisoned, rows, removed in counts if removed],
+            ]
+            values = [
+                group.values(lambda result: float(result["model"]["clean accuracy"])),
+                group.values(mean_asr),
+                *shares,
+            ]
+            rows.append([name, *(_percent(some) for some in values)])
+    return before + begin + "\n" + table(head, rows) + "\n" + end + after
+
+
+def _percent(values: Sequence[float]) -> str:
+    found = spread(values)
+    if found is None:
+        return ""
+    mean, deviation = found
+    return f"{100 * mean:.1f} %" if deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+
+
 def speed() -> str:
     """One table of what the benchmarks of speed and memory measured."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "results/speed").glob("*.json"))]
@@ -107,6 +181,7 @@ def page() -> str:
         "all its pictures: the company of a probe is judged without that probe, signs are taken beside the class's probes, "
         "and the rule reads off the quartiles how far clean scores reach to the right. All of GTSRB and the clothing pictures came last: a smaller batch "
         "and corrections of a whole class's scores were tried on them, and not taken. The attacks are the published ones but for the lattice (a pattern blend at 0.1).",
+        *filter(None, map(benchmark, sorted((ROOT / "experiments").glob("*.toml")))),
         *map(section, found),
         speed(),
     ]
@@ -115,3 +190,4 @@ def page() -> str:
 
 if __name__ == "__main__":
     (ROOT / "docs/results.md").write_text(page())
+    (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text()))

@@ -53,6 +53,6 @@ def test_what_is_not_there_is_not_drawn(tmp_path):
     assert draw([failed], tmp_path) == []
     alone = result("none")
     alone["stages"] = {"model": {"seconds": 60.0}}
-    alone["model"]["attacks"] = {}
+    alone["model"]["attacks"], alone["poisoned"] = {}, {}
     assert draw([alone, failed], tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -15,7 +15,9 @@ import small
 from untaint import recipe, run
 from untaint.bench import Source, read_grid
 from untaint.bench import runner as module
+from untaint.bench.pictures import draw
 from untaint.bench.runner import Runner, results_of
+from untaint.bench.table import render
 from untaint.errors import InputError, RunError
 
 TEXT = """
@@ -243,6 +245,21 @@ def test_two_processes_run_each_cell_once(tmp_path, photos):
     begun = [line for text in said for line in text.splitlines() if "cells to go" in line]
     assert len(begun) == 6, begun
     assert len(list((tmp_path / "results").glob("*.json"))) == 6
+
+
+def test_where_only_detection_is_asked_for_nothing_is_trained_on_what_is_kept(tmp_path, photos):
+    text = TEXT.replace('"none", ', "").replace("probes = 40", "probes = 40\ndetect_only = true")
+    made = runner(tmp_path, photos, text=text)
+    made.run()
+    found = results_of(made.grid, made.results)
+    assert [sorted(one["stages"]) for one in found] == [[], [], ["undefended"]]
+    assert all("model" not in one and "auroc" in one["detection"]["all"] for one in found)
+    line = next(line for line in render(found, "markdown").splitlines() if "spectral" in line)
+    assert line.split("|")[2:4] == [" – ", " – "]
+    text = render(found, "markdown", per_attack=True)
+    assert "AUROC patch" in text
+    assert "ASR" not in text
+    assert draw(found, tmp_path / "plots")
 
 
 def test_classes_that_differ_between_parts_are_refused(tmp_path, photos, monkeypatch):

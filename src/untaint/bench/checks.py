@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 
 from untaint import spec
-from untaint.bench.groups import Group, attackers, labels, mean_asr
+from untaint.bench.groups import Group, attack_success, attackers, clean_accuracy, labels, mean_asr
 
 __all__ = ["flags"]
 
@@ -30,7 +30,7 @@ def flags(group: Group, others: Sequence[Group], called: Mapping[str, str] | Non
     said += [f"seed {result['origin']['setting']['seed']} failed: {result['error']}" for result in failed]
     if not group.finished:
         return said
-    names = dict(zip(group.finished[0]["model"]["attacks"], (called[text] for text in texts), strict=True))
+    names = dict(zip(group.finished[0]["poisoned"], (called[text] for text in texts), strict=True))
     said += _not_learned(_of("none", others), _of("oracle", others), names)
     said += [f"{names[name]}: {count} poisoned rows, fewer than {FEW}" for name, count in _few(group)]
     if any(result["origin"]["setting"]["bad_probes"] for result in group.finished):
@@ -61,8 +61,8 @@ def _of(defence: str, groups: Sequence[Group]) -> Group | None:
     return next((group for group in groups if group.defence == defence and group.finished), None)
 
 
-def _asr(group: Group, attack: str) -> float:
-    return fmean(result["model"]["attacks"][attack]["asr"] for result in group.finished)
+def _success(group: Group, attack: str) -> float:
+    return fmean(group.values(lambda result: attack_success(result, attack)))
 
 
 def _not_learned(undefended: Group | None, clean: Group | None, names: Mapping[str, str]) -> list[str]:
@@ -71,7 +71,7 @@ def _not_learned(undefended: Group | None, clean: Group | None, names: Mapping[s
         return [f"no row '{missing}': whether the attacks were learned is not known"]
     said = []
     for attack, label in names.items():
-        rates = _asr(undefended, attack), _asr(clean, attack)
+        rates = [_success(one, attack) for one in (undefended, clean)]
         if rates[0] - rates[1] < LEARNED:
             said.append(f"{label} was not learned: {rates[0]:.0%} undefended, {rates[1]:.0%} by a model without poison")
     return said
@@ -88,18 +88,15 @@ def _worse_than_random(group: Group, others: Sequence[Group]) -> list[str]:
         return []
     own = fmean(group.share)
     nearest = min(controls, key=lambda other: abs(fmean(other.share) - own))
-    accuracies = [fmean(result["model"]["clean accuracy"] for result in one.finished) for one in (group, nearest)]
-    if accuracies[0] < accuracies[1] and own <= fmean(nearest.share):
+    accuracies = [one.values(clean_accuracy) for one in (group, nearest)]
+    if all(accuracies) and fmean(accuracies[0]) < fmean(accuracies[1]) and own <= fmean(nearest.share):
         return [f"clean accuracy below that of '{nearest.defence}', which removes as many by lot"]
     return []
 
 
 def _odd_seeds(group: Group) -> list[str]:
     said = []
-    for what, measure in (
-        ("mean ASR", mean_asr),
-        ("clean accuracy", lambda result: float(result["model"]["clean accuracy"])),
-    ):
+    for what, measure in (("mean ASR", mean_asr), ("clean accuracy", clean_accuracy)):
         values = {result["origin"]["setting"]["seed"]: measure(result) for result in group.finished}
         known = {seed: value for seed, value in values.items() if value is not None}
         if len(known) < SEEDS:

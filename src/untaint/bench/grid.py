@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any, get_type_hints
 
 from untaint import spec
 from untaint.attacks import ATTACKS
+from untaint.bench.toml_file import TomlFile
 from untaint.defenses import DEFENSES, Detector
 from untaint.errors import SpecError, did_you_mean
 from untaint.models.build import require
@@ -54,7 +54,7 @@ class Setting:
     times larger the largest class is made than the smallest. The rest changes the preset: ``epochs``
     those watched, ``horizon`` the schedule that they begin, ``retrain_epochs`` the epochs of the
     undefended and the clean model, ``batch``, ``model`` and ``augment`` all of its recipes;
-    ``watch_model`` all models but those two.
+    ``watch_model`` all models but those two. ``detect_only``: no model is trained on what is kept.
     """
 
     data: str
@@ -72,6 +72,7 @@ class Setting:
     batch: int | None = None
     model: str | None = None
     watch_model: str | None = None
+    detect_only: bool = False
     augment: str | None = None
     seed: int = 0
 
@@ -133,15 +134,17 @@ class Defender:
         """The rule's text, if one is given."""
         return self.text.partition("@")[2].strip() or None
 
-    def check(self, recipes: Preset) -> None:
-        """Raise SpecError unless both can be built and used with these recipes."""
+    def check(self, setting: Setting) -> None:
+        """Raise SpecError unless both can be built and used in this setting."""
         judge = DEFENSES.build(self.defence)
         if self.rule is not None:
             parse_rule(self.rule)
             if not isinstance(judge, Detector):
                 raise SpecError(f"'{self.defence}' decides nothing; leave out '@ {self.rule}'.")
         if isinstance(judge, Detector) and not hasattr(judge, "told"):
-            judge.require(recipes)
+            judge.require(setting.recipes())
+        if setting.detect_only and not isinstance(judge, Detector):
+            raise SpecError(f"'{self.defence}' detects nothing; leave it out where detect_only is true.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,38 +165,14 @@ class Grid:
     cells: tuple[tuple[Setting, tuple[Defender, ...]], ...]
 
 
-class _File:
-    """The text of a grid file, for messages that name the line."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self.text = path.read_text()
-            self.facts = tomllib.loads(self.text)
-        except FileNotFoundError:
-            near = did_you_mean(path.name, [p.name for p in path.parent.glob("*.toml")]) if path.parent.is_dir() else ""
-            raise SpecError(f"{path} does not exist.{near} Give a grid file, such as experiments/smoke.toml.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"{path} cannot be read ({error}). Give a grid file.") from error
-        except tomllib.TOMLDecodeError as error:
-            raise SpecError(f"{path} is no TOML: {error}.") from error
-
-    def wrong(self, what: str, word: str, after: str = "") -> SpecError:
-        """Return an error that names the first line with this word, below the line with ``after``."""
-        lines = self.text.splitlines()
-        begin = next((number for number, line in enumerate(lines) if after and after in line), 0)
-        found = next((number for number, line in enumerate(lines[begin:], begin + 1) if word in line), None)
-        return SpecError(f"{self.path}{'' if found is None else f', line {found}'}: {what}")
-
-
 def read_grid(path: str | Path, places: dict[str, str] | None = None) -> Grid:
     """Return what a grid file asks for, checked as far as that goes without the pictures.
 
     ``places``: sources by the name of a data set, instead of the file's. Raises SpecError with file
     and line.
     """
-    file = _File(Path(path))
-    _known(file, file.facts, ("title", "data", "attacks", "grid"), "entry", "")
+    file = TomlFile(Path(path))
+    file.known(file.facts, ("title", "data", "attacks", "grid"), "entry", "")
     sources = _sources(file, places or {})
     sets = _attack_sets(file)
     tables = file.facts.get("grid", [])
@@ -208,20 +187,12 @@ def read_grid(path: str | Path, places: dict[str, str] | None = None) -> Grid:
     return Grid(title=title, name=file.path.stem, sources=sources, cells=listed)
 
 
-def _known(file: _File, table: Any, names: Iterable[str], what: str, after: str) -> None:
-    if not isinstance(table, dict):
-        raise file.wrong(f"{table!r} is no table of {what}s.", str(table), after)
-    for key in table:
-        if key not in names:
-            raise file.wrong(f"no {what} '{key}'.{did_you_mean(key, names)}", key, after)
-
-
-def _sources(file: _File, places: dict[str, str]) -> dict[str, Source]:
+def _sources(file: TomlFile, places: dict[str, str]) -> dict[str, Source]:
     tables = file.facts.get("data", {})
-    _known(file, tables, tables, "data set", "")
+    file.known(tables, tables, "data set", "")
     found: dict[str, Source] = {}
     for name, table in tables.items():
-        _known(file, table, ("source", "size"), "entry of a data set", f"[data.{name}]")
+        file.known(table, ("source", "size"), "entry of a data set", f"[data.{name}]")
         size = table.get("size")
         if size is not None and (not isinstance(size, int) or size < 1):
             raise file.wrong(f"size is {size!r}; give a number of pixels.", "size", f"[data.{name}]")
@@ -232,7 +203,7 @@ def _sources(file: _File, places: dict[str, str]) -> dict[str, Source]:
     return {name: dataclasses.replace(one, place=places.get(name, one.place)) for name, one in found.items()}
 
 
-def _attack_sets(file: _File) -> dict[str, tuple[str, ...]]:
+def _attack_sets(file: TomlFile) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {NOBODY: ()}
     for name, texts in file.facts.get("attacks", {}).items():
         listed = _listed(texts)
@@ -250,12 +221,12 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _crossed(
-    file: _File, table: Any, sources: dict[str, Source], sets: dict[str, tuple[str, ...]]
+    file: TomlFile, table: Any, sources: dict[str, Source], sets: dict[str, tuple[str, ...]]
 ) -> Iterable[tuple[Setting, list[Defender]]]:
     hints = get_type_hints(Setting)
     swept = [name for name in hints if name not in ("attackers", "seed")]
     known = [*swept, "seeds", "defences", "number", "rate"]
-    _known(file, table, known, "entry of a grid", "[[grid]]")
+    file.known(table, known, "entry of a grid", "[[grid]]")
     for needed in ("data", "attacks", "defences"):
         if needed not in table:
             raise file.wrong(f"a [[grid]] has no {needed}. Give one, or a list.", "[[grid]]")
@@ -281,13 +252,13 @@ def _crossed(
             raise file.wrong(str(error), word, "[[grid]]") from error
         for defender in defenders:
             try:
-                defender.check(setting.recipes())
+                defender.check(setting)
             except SpecError as error:
                 raise file.wrong(str(error), defender.text, "[[grid]]") from error
         yield setting, defenders
 
 
-def _sets(file: _File, text: str, sets: dict[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
+def _sets(file: TomlFile, text: str, sets: dict[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:
     """Return (name, attacks) of a set, or of each attack of it by itself."""
     single = text.startswith(EACH)
     name = text.removeprefix(EACH).strip()
@@ -297,7 +268,7 @@ def _sets(file: _File, text: str, sets: dict[str, tuple[str, ...]]) -> list[tupl
 
 
 def _altered(
-    file: _File, texts: Sequence[str], name: str, number: int | None, rate: float | None
+    file: TomlFile, texts: Sequence[str], name: str, number: int | None, rate: float | None
 ) -> tuple[tuple[str, ...], str]:
     """Return the first ``number`` attacks of a set, each at this rate, and what tables call that."""
     if number is not None:
@@ -314,11 +285,11 @@ def _altered(
     return tuple(texts), name
 
 
-def _typed(file: _File, key: str, value: Any, hint: Any) -> Any:
+def _typed(file: TomlFile, key: str, value: Any, hint: Any) -> Any:
     """Return the value if it is of the field's type; a whole number serves as a number."""
     wanted = next(kind for kind in getattr(hint, "__args__", (hint,)) if kind is not type(None))
     fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
-    if not fits or isinstance(value, bool):
-        word = {int: "a whole number", float: "a number", str: "a text in quotes"}[wanted]
+    if not fits or isinstance(value, bool) is not (wanted is bool):
+        word = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}[wanted]
         raise file.wrong(f"{key} is {value!r}; give {word}.", "seeds" if key == "seed" else key, "[[grid]]")
     return wanted(value)

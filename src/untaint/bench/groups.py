@@ -9,7 +9,18 @@ from typing import Any
 
 from untaint import spec
 
-__all__ = ["Group", "attackers", "attackers_of", "grouped", "labels", "mean_asr", "own", "spread"]
+__all__ = [
+    "Group",
+    "attack_success",
+    "attackers",
+    "attackers_of",
+    "clean_accuracy",
+    "grouped",
+    "labels",
+    "mean_asr",
+    "own",
+    "spread",
+]
 
 Result = dict[str, Any]
 
@@ -80,7 +91,7 @@ def labels(texts: Sequence[str]) -> list[str]:
 def own(result: Result, text: str) -> str | None:
     """Return what a result calls the attack with this text; None if it has no such attack."""
     texts = attackers_of(result)
-    return list(result["model"]["attacks"])[texts.index(text)] if text in texts else None
+    return list(result["poisoned"])[texts.index(text)] if text in texts else None
 
 
 def attackers_of(result: Result) -> list[str]:
@@ -88,9 +99,19 @@ def attackers_of(result: Result) -> list[str]:
     return list(result["origin"]["setting"]["attackers"])
 
 
+def clean_accuracy(result: Result) -> float | None:
+    """Return the clean accuracy of a result's model; None if none was trained."""
+    return float(result["model"]["clean accuracy"]) if "model" in result else None
+
+
+def attack_success(result: Result, name: str) -> float | None:
+    """Return the success rate of the attack that a result calls so; None if no model was trained."""
+    return float(result["model"]["attacks"][name]["asr"]) if "model" in result else None
+
+
 def mean_asr(result: Result) -> float | None:
-    """Return the mean attack success rate over a result's attacks; None without attacks."""
-    rates = [attack["asr"] for attack in result["model"]["attacks"].values()]
+    """Return the mean attack success rate over a result's attacks; None without attacks or model."""
+    rates = [rate for name in result["poisoned"] if (rate := attack_success(result, name)) is not None]
     return fmean(rates) if rates else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from untaint import run
-from untaint.bench.groups import Group, Result, attackers_of, grouped, labels, mean_asr
+from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, grouped, labels, mean_asr
 from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
@@ -80,7 +80,7 @@ def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
 
 def _called(result: Result) -> dict[str, str]:
     """Return what plots call each kind of rows that a result names by attack."""
-    return dict(zip(result["model"]["attacks"], labels(attackers_of(result)), strict=True))
+    return dict(zip(result["poisoned"], labels(attackers_of(result)), strict=True))
 
 
 def _roc(title: str, groups: Sequence[Group]) -> Any:
@@ -118,7 +118,7 @@ def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, S
         figure, axes = _figure(title, 2)
         for axis, other, what in (
             (axes[0], mean_asr, "mean attack success, %"),
-            (axes[1], lambda result: float(result["model"]["clean accuracy"]), "clean accuracy, %"),
+            (axes[1], clean_accuracy, "clean accuracy, %"),
         ):
             for group in shown:
                 across = [measure(result) for result in group.finished]

@@ -22,7 +22,7 @@ from untaint.bench.grid import Defender, Grid, Setting
 from untaint.bench.identity import differences, digest, file_name, origin
 from untaint.bench.measures import bands, behaviour, detection, histogram, removal
 from untaint.concluding import versions
-from untaint.defenses import DEFENSES, Detector, Task
+from untaint.defenses import DEFENSES, Detector, Outcome, Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, RunError, UntaintError
 from untaint.examples import Examples
@@ -215,9 +215,12 @@ class Runner:
         )
         task = replace(task, preset=recipes.changed(precision=self._precision(task)))
         meter = Meter()
-        outcome = judge.defend(task)
-        assert outcome.model is not None
-        stages = {path.name: cost_of(path) for path in sorted(task.scratch.iterdir())}
+        if setting.detect_only and isinstance(judge, Detector):
+            scores = judge.score(task)
+            outcome = Outcome(scores=scores, verdict=judge.decide(scores, task), model=None)
+        else:
+            outcome = judge.defend(task)
+        stages = {path.name: cost_of(path) for path in sorted(task.scratch.glob("*"))}
         found: dict[str, Any] = {
             "cost": meter.cost().facts(),
             "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
@@ -227,7 +230,8 @@ class Runner:
             found["histogram"] = histogram(case, outcome.scores)
         if isinstance(judge, BaDLoss):  # its watcher trained on everything, as in the paper's figures
             found["bands"] = bands(case, Trajectories(task.scratch / judge.stages[0] / "trajectories"))
-        found["model"] = behaviour(case, load_model(outcome.model), self.where)
+        if outcome.model is not None:
+            found["model"] = behaviour(case, load_model(outcome.model), self.where)
         found["poisoned"] = {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)}
         found["rows"], found["attacks"] = len(case.examples), list(case.ledger.attacks)
         found["precision"] = task.preset.watch.precision

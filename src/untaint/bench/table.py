@@ -10,7 +10,18 @@ from statistics import fmean
 from typing import Any, Literal
 
 from untaint.bench.checks import flags, tuned
-from untaint.bench.groups import Group, Result, attackers, grouped, labels, mean_asr, own, spread
+from untaint.bench.groups import (
+    Group,
+    Result,
+    attack_success,
+    attackers,
+    clean_accuracy,
+    grouped,
+    labels,
+    mean_asr,
+    own,
+    spread,
+)
 
 __all__ = ["FORMATS", "Format", "render"]
 
@@ -42,12 +53,8 @@ def _removed(name: str) -> Callable[[Result], float | None]:
     return lambda result: result.get("removal", {}).get(name)
 
 
-def _clean_accuracy(result: Result) -> float | None:
-    return float(result["model"]["clean accuracy"])
-
-
 COLUMNS = (
-    Column("clean accuracy", _clean_accuracy, "more", "percent"),
+    Column("clean accuracy", clean_accuracy, "more", "percent"),
     Column("mean ASR", mean_asr, "less", "percent"),
     Column("AUROC", _detected("auroc"), "more", "score"),
     Column("TPR at 1 % FPR", _detected("tpr"), "more", "percent"),
@@ -65,7 +72,7 @@ def _attack_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]
 
         def rate(result: Result, text: str = text) -> float | None:
             name = own(result, text)
-            return None if name is None else result["model"]["attacks"][name]["asr"]
+            return None if name is None else attack_success(result, name)
 
         def area(result: Result, text: str = text) -> float | None:
             value: float | None = result.get("detection", {}).get(own(result, text), {}).get("auroc")
@@ -88,12 +95,16 @@ def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: 
     parts = []
     for title, lines in _tables(groups, per_attack).items():
         drawn = [group for group, _ in lines]
-        columns = [one for one in _attack_columns(drawn) if one] if per_attack else [COLUMNS]
+        columns = [one for one in _attack_columns(drawn) if _known(one, drawn)] if per_attack else [COLUMNS]
         parts += [_drawn_table(title, lines, one, form, last=one is columns[-1]) for one in columns]
     notes = tuned(groups)
     if notes:
         parts.append("\n".join(f"Beware: {note}." for note in notes))
     return "\n\n".join(parts) + "\n" if parts else "No results yet.\n"
+
+
+def _known(columns: Sequence[Column], groups: Sequence[Group]) -> bool:
+    return any(group.values(column.measure) for group in groups for column in columns)
 
 
 def _tables(groups: Sequence[Group], per_attack: bool) -> dict[str, list[tuple[Group, list[str]]]]:
