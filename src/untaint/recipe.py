@@ -150,6 +150,8 @@ class Preset:
 
 _FAST = Recipe(epochs=8, optimizer="muon", learning_rate=0.05, weight_decay=0.5)
 _AUGMENTED = replace(_FAST, augment="crop-flip", epochs=12)
+# the decay of the watchers would cost a model for use 3 points of accuracy (CIFAR-10, held-out training pictures)
+_RETRAIN = replace(_AUGMENTED, weight_decay=0.05)
 # ResNet-50, AdamW, cosine over the full horizon, pixels in [0, 1], loss clamped (METHODS of the paper)
 _PAPER = Recipe(
     model="resnet50",
@@ -171,7 +173,7 @@ PRESETS: dict[str, Preset] = {
         reject="false-discovery:q=0.1",
         watch=_FAST,
         witness=_AUGMENTED,
-        retrain=_AUGMENTED,
+        retrain=_RETRAIN,
     ),
     "paper": Preset(
         name="paper",
