@@ -67,7 +67,9 @@ class Narcissus(CleanLabel):
         if self.levels is not None:
             return self
         told = progress or Silent()
-        made_from = [examples.fingerprint, spec.text("narcissus", self), seed, self.version, VERSION]
+        recipe = dataclasses.replace(preset("fast").retrain, epochs=self.epochs)
+        text = spec.text("narcissus", self)
+        made_from = [examples.fingerprint, text, sorted(recipe.facts().items()), seed, self.version, VERSION]
         code = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
         path = cache_folder() / "narcissus" / f"{code}.npy"
         if not path.exists():
@@ -75,7 +77,6 @@ class Narcissus(CleanLabel):
                 examples.rows[examples.labels[examples.rows] == self.target_in(examples.class_names)]
             )
             with tempfile.TemporaryDirectory() as folder:
-                recipe = dataclasses.replace(preset("fast").retrain, epochs=self.epochs)
                 own = rng.derive(seed, "attacks/narcissus")
                 model = fit(examples, recipe, Path(folder), seed=own, progress=told, what="train a surrogate")
             run.save_array(path, self._inward(model, target, seed, told))
