@@ -22,14 +22,91 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from detection import ATTACKS_USED, badloss, figures, set_aside
 
 from untaint import rng, terminal
 from untaint.attacks import ATTACKS
+from untaint.bench.measures import compared
+from untaint.defenses import Task
+from untaint.defenses.badloss import BaDLoss
+from untaint.examples import Examples
 from untaint.poisoning import Ledger
-from untaint.recipe import preset
+from untaint.progress import Progress
+from untaint.recipe import Preset, Recipe, preset
 from untaint.run import write_keys
+from untaint.scores import parse_rule
 from untaint.sources import load
+from untaint.training.loop import Watch
+from untaint.trajectories import Trajectories
+
+ATTACKS_USED = (
+    "patch:target=0,rate=0.01",
+    "pixel:target=1,rate=0.01",
+    "blend:pattern=noise,target=2,rate=0.01",
+    "blend:pattern=lattice,alpha=0.1,target=3,rate=0.01",
+    "sinusoid:target=4,class-rate=0.1",
+)
+# The paper watches 30 epochs of a slow schedule; the small proxy has learned most triggers after 20 of this one.
+PLAIN = Recipe(epochs=20, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4)
+OPTIONS = [
+    BaDLoss(observable=observable, centre=centre, standardise=standardise)  # type: ignore[arg-type]
+    for observable in ("ce", "log-ce", "margin")
+    for centre in ("none", "class")
+    for standardise in ("none", "probes")
+]
+
+
+def figures(values: np.ndarray, ledger: Ledger) -> dict[str, Any]:
+    """Each attack's rows against clean rows only: AUROC, true positive rates, and the share found at so many rejected of all."""
+    values = np.nan_to_num(values.astype(np.float64), nan=-1e30)
+    clean = np.sort(values[ledger.clean()])
+    cuts = {share: np.quantile(values, 1 - share) for share in (0.01, 0.05, 0.4)}
+    found = {}
+    for number in [*range(len(ledger.attacks)), None]:
+        own = values[ledger.poisoned(number)]
+        measured = compared(own, clean)
+        found["all" if number is None else ledger.attacks[number]] = {
+            "auroc": measured["auroc"],
+            "found_at_rejected": {str(share): round(float((own > cut).mean()), 3) for share, cut in cuts.items()},
+            "tpr_at_fpr": measured["tpr_at_fpr"],
+        }
+    return found
+
+
+def set_aside(rejected: np.ndarray, rule: str, note: str, ledger: Ledger) -> dict[str, Any]:
+    """What the rule did: how many it set aside, and how many of each attack and of no attack are among them."""
+    return {
+        "rule": rule,
+        "note": note,
+        "rejected": int(rejected.sum()),
+        "clean among them": int(rejected[ledger.clean()].sum()),
+        "found": {text: int(rejected[ledger.poisoned(i)].sum()) for i, text in enumerate(ledger.attacks)},
+    }
+
+
+def badloss(
+    dirty: Examples,
+    ledger: Ledger,
+    probes: np.ndarray,
+    chosen: Preset,
+    out: Path,
+    bars: Progress,
+    rows: np.ndarray | slice = slice(None),
+) -> dict[str, Any]:
+    """The paper's score, and the best of its options, from one watcher trained on everything.
+
+    ``rows``: where among ``dirty`` the ledger's rows are.
+    """
+    task = Task(
+        examples=dirty, probes=probes, preset=chosen, rule=parse_rule("fraction"), scratch=out, seed=0, progress=bars
+    )
+    folder = task.fit("watcher-full", PLAIN, watch=Watch(rows=dirty.rows), what="one watcher on everything")
+    recorded = Trajectories(folder / "trajectories")
+    tried = [figures(option.compare(recorded, dirty.labels, probes).values[rows], ledger) for option in OPTIONS]
+    best = max(range(len(OPTIONS)), key=lambda number: tried[number]["all"]["auroc"])
+    return {
+        "badloss (paper's score)": figures(BaDLoss().compare(recorded, dirty.labels, probes).values[rows], ledger),
+        "badloss (best of 12 options, chosen on these attacks)": {"options": repr(OPTIONS[best]), **tried[best]},
+    }
 
 
 def untaint(*words: object, quiet: bool = False) -> str:

@@ -33,6 +33,7 @@ from untaint import spec
 from untaint.attacks import ATTACKS
 from untaint.bench.toml_file import TomlFile
 from untaint.defenses import DEFENSES, Detector
+from untaint.defenses.oracle import Oracle
 from untaint.errors import SpecError, did_you_mean
 from untaint.models.build import require
 from untaint.recipe import Preset, Recipe, preset
@@ -141,7 +142,7 @@ class Defender:
             parse_rule(self.rule)
             if not isinstance(judge, Detector):
                 raise SpecError(f"'{self.defence}' decides nothing; leave out '@ {self.rule}'.")
-        if isinstance(judge, Detector) and not hasattr(judge, "told"):
+        if isinstance(judge, Detector) and not isinstance(judge, Oracle):
             judge.require(setting.recipes())
         if setting.detect_only and not isinstance(judge, Detector):
             raise SpecError(f"'{self.defence}' detects nothing; leave it out where detect_only is true.")

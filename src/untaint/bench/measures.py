@@ -17,7 +17,7 @@ from untaint.scores import Scores, Verdict
 from untaint.training.loop import predict
 from untaint.trajectories import Trajectories
 
-__all__ = ["CURVE", "FALSE_POSITIVES", "bands", "behaviour", "detection", "histogram", "removal"]
+__all__ = ["CURVE", "FALSE_POSITIVES", "bands", "behaviour", "compared", "detection", "histogram", "removal"]
 
 FALSE_POSITIVES = (0.001, 0.01, 0.05)
 BINS = 60

@@ -24,6 +24,7 @@ from untaint.bench.measures import bands, behaviour, detection, histogram, remov
 from untaint.concluding import versions
 from untaint.defenses import DEFENSES, Detector, Outcome, Task
 from untaint.defenses.badloss import BaDLoss
+from untaint.defenses.oracle import Oracle
 from untaint.errors import InputError, RunError, UntaintError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -200,7 +201,7 @@ class Runner:
         setting, defender = cell.setting, cell.defender
         recipes, judge = setting.recipes(), DEFENSES.build(defender.defence)
         rule = defender.rule or (judge.usual_rule if isinstance(judge, Detector) else None) or recipes.reject
-        if hasattr(judge, "told"):
+        if isinstance(judge, Oracle):
             judge = judge.told(case.ledger.poisoned())
         task = Task(
             examples=case.examples,
