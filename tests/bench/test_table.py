@@ -91,7 +91,7 @@ def test_every_form_has_every_line(form, per_attack):
         assert defence in text
     assert ("ASR pixel" in text) is per_attack
     if form == "latex":
-        assert text.count(r"\\") == (12 if per_attack else 6), "of each attack one table of rates and one of AUROC"
+        assert text.count(r"\\") == (11 if per_attack else 6), "a table of rates and one, without none, of AUROC"
         assert r"\textbf{" in text
     if form == "csv":
         lines = list(csv.reader(io.StringIO(text)))
@@ -195,6 +195,14 @@ def test_attacks_one_at_a_time_share_a_table_and_keep_what_is_said_of_each():
 )
 def test_attacks_are_called_by_what_tells_them_apart(texts, expected):
     assert labels(texts) == expected
+
+
+def test_what_scores_nothing_has_no_line_among_scores():
+    text = render(whole(), "markdown", per_attack=True)
+    rates, areas = text.split("| defence | AUROC patch")
+    assert "`none`" in rates
+    assert "`none`" not in areas
+    assert "`badloss`" in areas
 
 
 def test_no_results_are_said_to_be_none():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -96,10 +96,13 @@ def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: 
     for title, lines in _tables(groups, per_attack).items():
         drawn = [group for group, _ in lines]
         columns = [one for one in _attack_columns(drawn) if _known(one, drawn)] if per_attack else [COLUMNS]
-        parts += [_drawn_table(title, lines, one, form, last=one is columns[-1]) for one in columns]
-    notes = tuned(groups)
-    if notes:
-        parts.append("\n".join(f"Beware: {note}." for note in notes))
+        texts = dict.fromkeys(text for _, said in lines for text in said)
+        notes = {text: number for number, text in enumerate(texts, 1)}  # the same in all tables of a title
+        for one in columns:
+            some = [line for line in lines if _known(one, [line[0]]) or not line[0].finished]
+            parts.append(_drawn_table(title, some, one, form, notes, last=one is columns[-1]))
+    if odd := tuned(groups):
+        parts.append("\n".join(f"Beware: {note}." for note in odd))
     return "\n\n".join(parts) + "\n" if parts else "No results yet.\n"
 
 
@@ -133,16 +136,21 @@ def _lines(title: str, groups: Sequence[Group]) -> list[tuple[Group, list[str]]]
 
 
 def _drawn_table(
-    title: str, lines: Sequence[tuple[Group, list[str]]], columns: Sequence[Column], form: Format, *, last: bool
+    title: str,
+    lines: Sequence[tuple[Group, list[str]]],
+    columns: Sequence[Column],
+    form: Format,
+    notes: Mapping[str, int],
+    *,
+    last: bool,
 ) -> str:
     groups = [group for group, _ in lines]
     seeds = max(len({result["origin"]["setting"]["seed"] for result in group.results}) for group in groups)
     head = ["defence", *(column.head for column in columns)]
     best = {column.head: _best(groups, column) for column in columns}
-    notes: dict[str, int] = {}
     body = []
     for group, said in lines:
-        marks = [notes.setdefault(text, len(notes) + 1) for text in said]
+        marks = [notes[text] for text in said]
         cells = [_cell(group, column, best[column.head], form) for column in columns]
         body.append([_name(group.defence, marks, form), *cells])
     below = [f"{number}. {text}" for text, number in notes.items()] if last else []
