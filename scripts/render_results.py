@@ -9,10 +9,13 @@ from typing import Any
 
 from untaint.bench import read_grid
 from untaint.bench.groups import grouped, mean_asr, spread
+from untaint.bench.pictures import draw
 from untaint.bench.runner import results_of
 from untaint.bench.table import render
 
 ROOT = Path(__file__).parents[1]
+GRIDS = [path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem != "smoke"]
+PLOTS = ROOT / "docs" / "plots"
 BEGIN, END = "<!-- made by scripts/render_results.py -->", "<!-- until here -->"
 ROWS = {
     "none": "everything",
@@ -115,8 +118,27 @@ def benchmark(path: Path) -> str:
             f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}.",
             render(found, "markdown"),
             render(found, "markdown", per_attack=True).partition("Beware:")[0],
+            shown(grid.name),
         ]
     ).strip()
+
+
+def plots() -> None:
+    """Draw the settings with several attackers, for the page to show."""
+    for path in GRIDS:
+        grid = read_grid(path)
+        found = results_of(grid, ROOT / "results" / grid.name)
+        draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name)
+
+
+def shown(name: str) -> str:
+    """The plots of one grid file."""
+    kinds = {"roc": "true against false positive rates", "trajectories": "loss by epoch under BaDLoss's watcher"}
+    paths = [path for path in sorted((PLOTS / name).glob("*.svg")) if path.stem.rpartition("-")[2] in kinds]
+    return "\n\n".join(
+        f"![{path.stem.replace('-', ' ')}: {kinds[path.stem.rpartition('-')[2]]}]({path.relative_to(PLOTS.parent)})"
+        for path in paths
+    )
 
 
 def readme(text: str) -> str:
@@ -146,7 +168,14 @@ def readme(text: str) -> str:
                 *shares,
             ]
             rows.append([name, *(_percent(some) for some in values)])
-    return before + begin + "\n" + table(head, rows) + "\n" + end + after
+    first = own[0].finished
+    poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
+    seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
+    said = (
+        f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
+        f"small networks, {first[0]['hardware']}; {seeds}, of some lines fewer."
+    )
+    return before + begin + "\n" + table(head, rows) + "\n\n" + said + "\n" + end + after
 
 
 def _percent(values: Sequence[float]) -> str:
@@ -182,7 +211,7 @@ def page() -> str:
         "and the rule reads off the quartiles how far clean scores reach to the right. All of GTSRB and the clothing pictures came last: a smaller batch "
         "and corrections of a whole class's scores were tried on them, and not taken. Nothing was chosen while looking at narcissus or frequency. "
         "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",
-        *filter(None, map(benchmark, sorted((ROOT / "experiments").glob("*.toml")))),
+        *filter(None, map(benchmark, GRIDS)),
         "## Whole data sets, by the command line",
         "One seed each, five attacks, probes among the clean rows. BaDLoss is measured on one watcher of the same small network, 20 epochs of SGD on "
         "everything. The models here were trained with ten times the weight decay of today's recipe, which cost some 3 points of clean accuracy.",
@@ -193,5 +222,6 @@ def page() -> str:
 
 
 if __name__ == "__main__":
+    plots()
     (ROOT / "docs/results.md").write_text(page())
     (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text()))

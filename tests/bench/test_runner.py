@@ -127,7 +127,7 @@ def test_a_grid_that_is_stopped_goes_on_where_it_was_and_ends_alike(tmp_path, ph
     going_on = runner(tmp_path, photos)
     assert going_on.run() == 0
     assert f"4 cells, {len(done)} of them done before." in going_on.progress.remarks
-    changing = {"cost", "stages", "seal"}
+    changing = {"cost", "stages", "measuring", "seal"}
     one, other = (
         {r["defence"]: {k: v for k, v in r.items() if k not in changing} for r in found_in(folder, photos)}
         for folder in (tmp_path, tmp_path / "whole")

@@ -223,9 +223,10 @@ class Runner:
             outcome = judge.defend(task)
         stages = {path.name: cost_of(path) for path in sorted(task.scratch.glob("*"))}
         found: dict[str, Any] = {
-            "cost": meter.cost().facts(),
+            "cost": meter.cost().facts(),  # of the defence alone; what measuring it cost is apart
             "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
         }
+        meter = Meter()
         if outcome.scores is not None and outcome.verdict is not None:
             found |= {"detection": detection(case, outcome.scores), "removal": removal(case, outcome.verdict)}
             found["histogram"] = histogram(case, outcome.scores)
@@ -236,6 +237,7 @@ class Runner:
         found["poisoned"] = {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)}
         found["rows"], found["attacks"] = len(case.examples), list(case.ledger.attacks)
         found["precision"] = task.preset.watch.precision
+        found["measuring"] = meter.cost().facts()
         return found
 
     def _precision(self, task: Task) -> Precision:
