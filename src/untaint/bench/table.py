@@ -95,7 +95,8 @@ def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: 
     parts = []
     for title, lines in _tables(groups, per_attack).items():
         drawn = [group for group, _ in lines]
-        columns = [one for one in _attack_columns(drawn) if _known(one, drawn)] if per_attack else [COLUMNS]
+        asked = [one for one in _attack_columns(drawn) if _known(one, drawn)] if per_attack else []
+        columns: list[Sequence[Column]] = [*asked] or [COLUMNS]
         texts = dict.fromkeys(text for _, said in lines for text in said)
         notes = {text: number for number, text in enumerate(texts, 1)}  # the same in all tables of a title
         for one in columns:
