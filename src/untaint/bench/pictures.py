@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,12 +15,14 @@ from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#7f7f7f", "#bcbd22")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#bcbd22")
+ACROSS = 4  # axes side by side
+CONTROLS = {"none": "#000000", "oracle": "#666666", "random": "#aaaaaa"}
 CLEAN, PROBES = "#444444", "#000000"
 
 
-def draw(results: Sequence[Result], folder: Path) -> list[Path]:
-    """Write an SVG per setting and kind of plot; return their paths.
+def draw(results: Sequence[Result], folder: Path, kinds: Collection[str] | None = None) -> list[Path]:
+    """Write an SVG per setting and kind of plot (roc, rejection, cost, scores, trajectories; default all); return their paths.
 
     ROC curves per attack (false positive rate on a log axis), attack success and clean accuracy
     against the share rejected, quality against seconds, histograms of scores and, from BaDLoss's
@@ -31,7 +33,7 @@ def draw(results: Sequence[Result], folder: Path) -> list[Path]:
     for title in dict.fromkeys(group.title for group in groups):
         own = [group for group in groups if group.title == title]
         for kind, plot in _PLOTS.items():
-            figure = plot(title, own)
+            figure = plot(title, own) if kinds is None or kind in kinds else None
             if figure is not None:
                 paths.append(_save(figure, folder / f"{_file(title)}-{kind}.svg"))
     return paths
@@ -47,14 +49,18 @@ def _save(figure: Any, path: Path) -> Path:
     return path
 
 
-def _figure(title: str, across: int, height: float = 3.4) -> tuple[Any, Any]:
-    """Return a figure with so many axes side by side; needs no display."""
+def _figure(title: str, count: int) -> tuple[Any, Any]:
+    """Return a figure with so many axes, at most four side by side; needs no display."""
     import matplotlib
     from matplotlib.figure import Figure
 
     matplotlib.rcParams["svg.hashsalt"] = "untaint"  # the same file for the same results
-    figure = Figure(figsize=(3.6 * across + 0.6, height), layout="constrained")
-    axes = figure.subplots(1, across, squeeze=False)[0]
+    across, down = min(count, ACROSS), -(-count // ACROSS)
+    figure = Figure(figsize=(3.6 * across + 0.6, 2.6 * down + 0.8), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for unused in axes[count:]:
+        unused.set_axis_off()
+    axes = axes[:count]
     figure.suptitle(title, fontsize=10)
     for one in axes:
         one.grid(True, color="#e6e6e6", linewidth=0.6)
@@ -65,8 +71,10 @@ def _figure(title: str, across: int, height: float = 3.4) -> tuple[Any, Any]:
 
 
 def _colour(group: Group, groups: Sequence[Group]) -> str:
-    """Return a defence's colour: the same in every plot of a setting."""
-    return COLOURS[[one.defence for one in groups].index(group.defence) % len(COLOURS)]
+    """Return a defence's colour, the same in every plot of a setting; controls are grey."""
+    name = group.defence.split(" ")[0]
+    others = [one.defence for one in groups if one.defence.split(" ")[0] not in CONTROLS]
+    return CONTROLS.get(name) or COLOURS[others[::-1].index(group.defence) % len(COLOURS)]
 
 
 def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
@@ -85,6 +93,8 @@ def _called(result: Result) -> dict[str, str]:
 
 def _roc(title: str, groups: Sequence[Group]) -> Any:
     judged = [group for group in groups if group.defence != "oracle" and _mean_curve(group, "all") is not None]
+    chance = [group for group in judged if group.defence.startswith("random")]
+    judged = [group for group in judged if group not in chance[1:]]  # all draws by lot are one curve
     if not judged:
         return None
     attacks = {"all": "all", **_called(judged[0].finished[0])}
@@ -97,7 +107,8 @@ def _roc(title: str, groups: Sequence[Group]) -> Any:
         axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("false positive rate", fontsize=8)
-    axes[0].set_ylabel("true positive rate", fontsize=8)
+    for axis in axes[::ACROSS]:
+        axis.set_ylabel("true positive rate", fontsize=8)
     figure.legend(
         *axes[0].get_legend_handles_labels(),
         loc="outside lower center",
