@@ -1,8 +1,12 @@
-"""Writes docs/results.md and the table of README.md from results/: every table there is made here, none is typed."""
+"""Writes docs/results.md and the table of README.md from results/: every table there is made here, none is typed.
+
+With --check nothing is written, and it is an error if a page is not what would be.
+"""
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -259,7 +263,16 @@ def page() -> str:
     return "\n\n".join(whole) + "\n"
 
 
+def pages() -> dict[Path, str]:
+    """Each page, and what it should be."""
+    front = ROOT / "README.md"
+    return {ROOT / "docs" / "results.md": page(), front: readme(front.read_text())}
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        stale = [str(path.relative_to(ROOT)) for path, text in pages().items() if path.read_text() != text]
+        sys.exit(f"not as results/ has it: {', '.join(stale)}. Run scripts/render_results.py." if stale else 0)
     plots()
-    (ROOT / "docs/results.md").write_text(page())
-    (ROOT / "README.md").write_text(readme((ROOT / "README.md").read_text()))
+    for path, text in pages().items():
+        path.write_text(text)
