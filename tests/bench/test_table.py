@@ -24,6 +24,7 @@ def result(defence, seed=0, accuracy=0.8, asr=(0.9, 0.9), share=0.0, auroc=None,
         "origin": {"setting": asdict(setting)},
         "defence": defence,
         "poisoned": dict.fromkeys(names, rows),
+        "stages": {"model": {"seconds": 90.0}, "watcher-a": {"seconds": 60.0}},
         "model": {
             "clean accuracy": accuracy,
             "attacks": {name: {"asr": rate, "asr stronger": rate} for name, rate in zip(names, asr, strict=True)},
@@ -76,10 +77,11 @@ def test_mean_and_deviation_over_seeds_and_the_best_in_bold():
         "40.0 ± 0.0",
         "**50.0 ± 0.0**",
         "**75.0 ± 0.0**",
+        "2.5 ± 0.0",
     ]
     assert lines["cross-examination"][:4] == ["**80.0 ± 0.0**", "**4.5 ± 0.0**", "**0.990 ± 0.000**", "**89.0 ± 0.0**"]
     assert lines["oracle"][2] == "1.000 ± 0.000", "the oracle is no competitor"
-    assert lines["none"][2:] == ["–"] * 5
+    assert lines["none"][2:] == ["–"] * 5 + ["2.5 ± 0.0"]
     assert "photos, two (3 seeds)" in text
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "grouped",
     "labels",
     "mean_asr",
+    "minutes",
     "own",
     "spread",
 ]
@@ -113,6 +114,11 @@ def mean_asr(result: Result) -> float | None:
     """Return the mean attack success rate over a result's attacks; None without attacks or model."""
     rates = [rate for name in result["poisoned"] if (rate := attack_success(result, name)) is not None]
     return fmean(rates) if rates else None
+
+
+def minutes(result: Result) -> float:
+    """Return how long all the models of a cell took, those that it shares with others too."""
+    return sum(float(stage["seconds"]) for stage in result["stages"].values()) / 60
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None] | None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from untaint import run
-from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, grouped, labels, mean_asr
+from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, grouped, labels, mean_asr, minutes
 from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
@@ -211,15 +211,10 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
     return figure
 
 
-def _minutes(result: Result) -> float:
-    """Return how long all the models of a cell took, those that it shares with others too."""
-    return sum(float(stage["seconds"]) for stage in result["stages"].values()) / 60
-
-
 _PLOTS: dict[str, Callable[[str, Sequence[Group]], Any]] = {
     "roc": _roc,
     "rejection": _against(lambda result: 100 * float(result.get("removal", {}).get("share", 0.0)), "rejected, %"),
-    "cost": _against(_minutes, "minutes of training"),
+    "cost": _against(minutes, "minutes of training"),
     "scores": _histograms,
     "trajectories": _bands,
 }

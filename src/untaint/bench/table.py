@@ -19,6 +19,7 @@ from untaint.bench.groups import (
     grouped,
     labels,
     mean_asr,
+    minutes,
     own,
     spread,
 )
@@ -61,6 +62,7 @@ COLUMNS = (
     Column("rejected", _removed("share"), None, "percent"),
     Column("precision", _removed("precision"), "more", "percent"),
     Column("recall", _removed("recall"), "more", "percent"),
+    Column("minutes", minutes, None, "plain"),
 )
 
 
@@ -86,7 +88,8 @@ def _attack_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]
 def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: bool = False) -> str:
     """Return the table of some results, setting by setting, with what is to be said against each line below it.
 
-    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart. ``per_attack``:
+    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart; minutes are
+    those of all models that a defence needs, shared ones too. ``per_attack``:
     attack success and AUROC of each attack instead; settings with one attack each share a table.
     """
     groups = grouped(results)
@@ -182,7 +185,7 @@ def _cell(group: Group, column: Column, best: float | None, form: Format) -> str
 
 
 def _number(value: float, form: str) -> str:
-    return f"{100 * value:.1f}" if form == "percent" else f"{value:.3f}"
+    return {"percent": f"{100 * value:.1f}", "score": f"{value:.3f}", "plain": f"{value:.1f}"}[form]
 
 
 def _name(defence: str, marks: Sequence[int], form: Format) -> str:
