@@ -13,6 +13,7 @@ from statistics import fmean
 from typing import Any
 
 from untaint.bench import read_grid
+from untaint.bench.checks import flags
 from untaint.bench.groups import Group, Result, clean_accuracy, grouped, mean_asr, spread
 from untaint.bench.pictures import draw
 from untaint.bench.runner import results_of
@@ -33,8 +34,8 @@ ROWS = {
     "spectral": "what Spectral Signatures keeps",
     "clustering": "what Activation Clustering keeps",
     "label-errors": "what confident learning (cleanlab) keeps",
-    "badloss @ fraction:share=0.4": "what BaDLoss keeps",
-    "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps",
+    "badloss @ fraction:share=0.4": "what BaDLoss's score keeps (our watcher)",
+    "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps (our watcher)",
     "cross-examination": "**what untaint keeps**",
 }
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
@@ -166,13 +167,14 @@ def what_it_says(found: Sequence[Result]) -> str:
         [
             "What the first setting says:",
             "",
-            f"- **The paper's claim does not hold for its score at this scale.** It rejects 40 %, finds {recall(paper)} of the poison "
+            f"- **The paper's score does poorly here.** That is the score on our watcher, 8 epochs of Muon on a small network, where the paper has 30 of AdamW on a "
+            f"ResNet-50; `experiments/paper-score.toml`, which asks what that changes, was not run yet. It rejects 40 %, finds {recall(paper)} of the poison "
             f"(40 % by lot: {recall(lot)}), and leaves a mean ASR of {mean(paper, mean_asr):.0f} % ({points(paper)}; by lot {points(lot)}). The plot of losses shows why: "
             "what the small model learns of a trigger it learns within few epochs, and such poison has losses of a hundredth and less. Between curves of "
             "cross-entropy that is a distance of about the median probe's own loss, while clean pictures that are hard to learn are several times as "
             "far away. Only poison whose trigger is not learned stands out, by its wrong label.",
             f"- **Its recording is good, and its idea.** Compared by margins beside the class's median, the same curves find {recall(margins)} at the same 40 %: "
-            f"mean ASR {mean(margins, mean_asr):.1f} %, {points(margins)}.",
+            f"mean ASR {mean(margins, mean_asr):.1f} %, {points(margins)}. These options were chosen on such attacks.",
             f"- **Cross-examination** finds {recall(cross)} and sets {mean(cross, lambda result: result['removal']['share']):.1f} % aside: mean ASR "
             f"{mean(cross, mean_asr):.1f} % where the oracle, which knows who is poisoned, leaves {mean(oracle, mean_asr):.1f} %, {points(cross)}. What it misses is the "
             "sinusoid, which keeps its right labels.",
@@ -230,9 +232,12 @@ def readme(text: str) -> str:
     first = own[0].finished
     poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
     seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
+    marks = flags(next(group for group in own if group.defence == "none"), own)
+    names = [text.partition(" was not learned")[0] for text in marks if "was not learned" in text]
+    missed = f" Hardly learned by the undefended model: {', '.join(names)}." if names else ""
     said = (
         f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
-        f"small networks, {first[0]['hardware']}; {seeds}, of some lines fewer."
+        f"small networks, {first[0]['hardware']}; {seeds}.{missed}"
     )
     return before + begin + "\n" + table(head, rows) + "\n\n" + said + "\n" + end + after
 
