@@ -18,7 +18,7 @@ __all__ = ["Clustering", "reduced", "two_clusters"]
 
 LOOKED_AT = 5_000  # rows of a class by which the silhouette is measured
 NOTHING = 1e-9  # of the variance in the main direction
-STARTS = 4  # of 2-means; the best is taken
+STARTS = 20  # of 2-means; the best is taken: in a class that does not fall apart, each start ends elsewhere
 SMALLEST = 10  # a class with fewer rows is not clustered
 
 
@@ -35,6 +35,7 @@ class Clustering(Detector):
     dimensions: int = 10
     reduce: Literal["ica", "pca"] = "ica"
 
+    version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.15"
 
@@ -98,9 +99,9 @@ def reduced(features: NDArray[np.float32], dimensions: int, how: str, seed: int)
         return np.asarray(tool.fit_transform(points))
 
 
-def two_clusters(points: NDArray[np.float64], seed: int) -> NDArray[np.bool_]:
-    """Return who is in the smaller of two clusters, by 2-means: bool (rows,)."""
+def two_clusters(points: NDArray[np.float64], seed: int, starts: int = STARTS) -> NDArray[np.bool_]:
+    """Return who is in the smaller of two clusters, by the best of so many starts of 2-means: bool (rows,)."""
     from sklearn.cluster import KMeans
 
-    second: NDArray[np.bool_] = KMeans(2, n_init=STARTS, random_state=seed).fit_predict(points).astype(bool)
+    second: NDArray[np.bool_] = KMeans(2, n_init=starts, random_state=seed).fit_predict(points).astype(bool)
     return ~second if second.mean() > 0.5 else second
