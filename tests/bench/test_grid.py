@@ -15,12 +15,14 @@ source = "sample"
 
 [attacks]
 two = ["patch:rate=0.02", "sinusoid:class-rate=0.2"]
+[defences]
+tenth = "random @ fraction:share=0.1"
 
 [[grid]]
 data = "photos"
 attacks = "two"
 rows = [100, 200]
-defences = ["none", "random @ fraction:share=0.05"]
+defences = ["none", "random @ fraction:share=0.05", "tenth"]
 seeds = [0, 1]
 """
 
@@ -37,14 +39,15 @@ def test_lists_are_swept_over_and_one_setting_is_shared_by_its_defences(tmp_path
     assert [(setting.rows, setting.seed) for setting, _ in grid.cells] == [(100, 0), (100, 1), (200, 0), (200, 1)]
     for setting, defenders in grid.cells:
         assert setting.attackers == ("patch:rate=0.02", "sinusoid:class-rate=0.2")
-        assert [(d.defence, d.rule) for d in defenders] == [("none", None), ("random", "fraction:share=0.05")]
+        rules = [("none", None), ("random", "fraction:share=0.05"), ("random", "fraction:share=0.1")]
+        assert [(d.defence, d.rule) for d in defenders] == rules
 
 
 def test_the_same_setting_in_two_tables_is_run_once_with_the_defences_of_both(tmp_path):
     more = '\n[[grid]]\ndata = "photos"\nattacks = "two"\nrows = 100\ndefences = ["none", "oracle"]\n'
     grid = read_grid(written(tmp_path, GOOD + more))
     assert len(grid.cells) == 4
-    assert [d.text for d in grid.cells[0][1]] == ["none", "random @ fraction:share=0.05", "oracle"]
+    assert [d.called for d in grid.cells[0][1]] == ["none", "random @ fraction:share=0.05", "tenth", "oracle"]
 
 
 def test_each_of_a_set_by_itself_some_of_it_another_rate_and_nobody(tmp_path):
@@ -76,23 +79,27 @@ def test_recipes_are_changed_as_the_setting_says(tmp_path):
     [
         ('"patch:rate=0.02"', '"pacth:rate=0.02"', "line 8: no attack 'pacth'. Did you mean 'patch'"),
         ('"patch:rate=0.02"', '"patch:rat=0.02"', "line 8: 'patch' has no option 'rat'"),
-        ('data = "photos"', 'data = "photo"', "line 11: no data set 'photo'. Did you mean 'photos'"),
-        ('attacks = "two"', 'attacks = "too"', "line 12: no attacks 'too'. Did you mean 'two'"),
-        ("rows = [100, 200]", "row = [100, 200]", "line 13: no entry of a grid 'row'. Did you mean 'rows'"),
-        ("rows = [100, 200]", 'rows = "many"', "line 13: rows is 'many'; give a whole number"),
-        ("rows = [100, 200]", "rows = 1", "line 13: rows is 1; give at least 2"),
-        ("rows = [100, 200]", "label_noise = 1.5", "line 13: label_noise is 1.5"),
-        ("rows = [100, 200]", "number = 3", "line 13: number is 3; 'two' has 2 attacks"),
-        ("rows = [100, 200]", 'preset = "fats"', "line 13: no preset 'fats'. Did you mean 'fast'"),
-        ("rows = [100, 200]", 'model = "resnet19"', "line 13: no model 'resnet19'"),
-        ("rows = [100, 200]", 'augment = "flop"', "line 13: no augment 'flop'"),
-        ("rows = [100, 200]", "detect_only = 1", "line 13: detect_only is 1; give true or false"),
-        ("rows = [100, 200]", "probes = true", "line 13: probes is True; give a whole number"),
-        ("rows = [100, 200]", "detect_only = true", "line 14: 'none' detects nothing"),
-        ('"none", ', '"noen", ', "line 14: no defence 'noen'. Did you mean 'none'"),
-        ('"none", ', '"none @ gap", ', "line 14: 'none' decides nothing"),
-        ("fraction:share=0.05", "fractoin:share=0.05", "line 14: no rule 'fractoin'. Did you mean 'fraction'"),
-        ("seeds = [0, 1]", "seeds = [0.5]", "line 15: seed is 0.5; give a whole number"),
+        ('data = "photos"', 'data = "photo"', "line 13: no data set 'photo'. Did you mean 'photos'"),
+        ('attacks = "two"', 'attacks = "too"', "line 14: no attacks 'too'. Did you mean 'two'"),
+        ("rows = [100, 200]", "row = [100, 200]", "line 15: no entry of a grid 'row'. Did you mean 'rows'"),
+        ("rows = [100, 200]", 'rows = "many"', "line 15: rows is 'many'; give a whole number"),
+        ("rows = [100, 200]", "rows = 1", "line 15: rows is 1; give at least 2"),
+        ("rows = [100, 200]", "label_noise = 1.5", "line 15: label_noise is 1.5"),
+        ("rows = [100, 200]", "number = 3", "line 15: number is 3; 'two' has 2 attacks"),
+        ("rows = [100, 200]", 'preset = "fats"', "line 15: no preset 'fats'. Did you mean 'fast'"),
+        ("rows = [100, 200]", 'model = "resnet19"', "line 15: no model 'resnet19'"),
+        ("rows = [100, 200]", 'augment = "flop"', "line 15: no augment 'flop'"),
+        ("rows = [100, 200]", "detect_only = 1", "line 15: detect_only is 1; give true or false"),
+        ("rows = [100, 200]", "probes = true", "line 15: probes is True; give a whole number"),
+        ("rows = [100, 200]", "detect_only = true", "line 16: 'none' detects nothing"),
+        ('"none", ', '"noen", ', "line 16: no defence 'noen'. Did you mean 'none'"),
+        ('"none", ', '"none @ gap", ', "line 16: 'none' decides nothing"),
+        ('"none", ', '"tenths", ', "line 16: no defence 'tenths'. Did you mean 'tenth'"),
+        ("share=0.1", "shear=0.1", "line 10: 'fraction' has no option 'shear'"),
+        ("tenth =", "oracle =", "line 10: 'oracle' is a defence already"),
+        ("tenth =", "tenth = 3 #", "line 10: 'tenth' is 3; give one defence, as a text in quotes"),
+        ("fraction:share=0.05", "fractoin:share=0.05", "line 16: no rule 'fractoin'. Did you mean 'fraction'"),
+        ("seeds = [0, 1]", "seeds = [0.5]", "line 17: seed is 0.5; give a whole number"),
         ("[data.photos]", "[dat.photos]", "line 4: no entry 'dat'. Did you mean 'data'"),
         ('source = "sample"', 'size = "big"', "line 5: size is 'big'; give a number of pixels"),
         ('source = "sample"', 'sources = "sample"', "line 5: no entry of a data set 'sources'"),
@@ -114,7 +121,7 @@ def test_a_file_that_is_not_there_or_asks_for_nothing_is_refused(tmp_path):
     with pytest.raises(SpecError, match=r"has no \[\[grid\]\]"):
         read_grid(written(tmp_path, GOOD.partition("[[grid]]")[0]))
     with pytest.raises(SpecError, match="has no defences"):
-        read_grid(written(tmp_path, GOOD.replace("defences", "# defences")))
+        read_grid(written(tmp_path, GOOD.replace("defences =", "# defences =")))
     with pytest.raises(SpecError, match="--data names 'photo'"):
         read_grid(written(tmp_path, GOOD), {"photo": "elsewhere"})
 
@@ -130,7 +137,7 @@ def test_the_recipes_of_the_paper_can_be_written_down(tmp_path):
     recipes = read_grid(written(tmp_path, text)).cells[0][0].recipes()
     assert (recipes.watch.epochs, recipes.watch.horizon, recipes.watch.batch) == (30, 250, 256)
     assert (recipes.retrain.epochs, recipes.retrain.horizon, recipes.retrain.batch) == (250, 250, 256)
-    with pytest.raises(SpecError, match="line 13: horizon is 3"):
+    with pytest.raises(SpecError, match="line 15: horizon is 3"):
         read_grid(written(tmp_path, GOOD.replace("rows = [100, 200]", "horizon = 3\nepochs = 5")))
 
 
@@ -144,3 +151,10 @@ def test_a_defender_without_a_rule_has_none():
 )
 def test_the_grids_of_the_project_can_be_read(path):
     assert read_grid(path).cells
+
+
+def test_a_defence_can_have_a_shorter_name_which_is_no_part_of_what_it_is(tmp_path):
+    defenders = read_grid(written(tmp_path, GOOD)).cells[0][1]
+    assert [defender.called for defender in defenders] == ["none", "random @ fraction:share=0.05", "tenth"]
+    assert defenders[2].text == "random @ fraction:share=0.1"
+    assert defenders[2] == Defender(text="random @ fraction:share=0.1")

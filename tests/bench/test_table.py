@@ -99,7 +99,7 @@ def test_every_form_has_every_line(form, per_attack):
         lines = list(csv.reader(io.StringIO(text)))
         assert len({len(line) for line in lines}) == 1
         assert len(lines) == 6
-        assert lines[4][:4] == ["photos, two", "badloss", "3", "0.76"]
+        assert lines[4][:4] == ["photos, two", "badloss", "badloss", "3"]
 
 
 def test_each_thing_that_makes_a_number_meaningless_is_said():
@@ -178,9 +178,10 @@ def test_attacks_one_at_a_time_share_a_table_and_keep_what_is_said_of_each():
     text = render(found, "markdown", per_attack=True)
     assert text.count("**photos, one attack at a time (1 seed)**") == 2
     assert "| defence | ASR blend noise | ASR blend lattice |" in text
-    assert "| `badloss` <sup>1,2</sup> | **11.0** | **4.0** |" in text
+    assert "| `badloss` | **11.0** | **4.0** |" in text
     assert (
-        "1. 1 seed, fewer than 3\n2. blend lattice was not learned: 5% undefended, 3% by a model without poison" in text
+        "Of every line: 1 seed, fewer than 3; blend lattice was not learned: 5% undefended, 3% by a model without poison."
+        in text
     )
     assert "photos, blend:rate=0.1,pattern=noise" in render(found, "markdown"), "the means stay apart"
 
@@ -197,6 +198,26 @@ def test_attacks_one_at_a_time_share_a_table_and_keep_what_is_said_of_each():
 )
 def test_attacks_are_called_by_what_tells_them_apart(texts, expected):
     assert labels(texts) == expected
+
+
+def test_what_is_said_of_one_line_is_numbered_and_what_is_said_of_all_stands_once():
+    text = render([*whole((0,)), result("gap", accuracy=0.7, share=0.1)], "markdown")
+    numbered = "1. clean accuracy below that of 'random @ fraction:share=0.1', which removes as many by lot"
+    assert f"\n\nOf every line: 1 seed, fewer than 3.\n\n{numbered}\n" in text
+    assert "| `gap` <sup>1</sup> |" in text
+    assert "| `none` |" in text
+
+
+def test_tables_and_what_they_say_use_the_names_that_a_grid_gives():
+    called = {"random @ fraction:share=0.1": "random 10 %", "gap": "by gap"}
+    found = [*whole(), *(result("gap", seed, accuracy=0.7, share=0.1) for seed in range(3))]
+    found = [{**made, "called": called.get(made["defence"], made["defence"])} for made in found]
+    text = render(found, "markdown")
+    assert "| `by gap` <sup>1</sup> |" in text
+    assert "1. clean accuracy below that of 'random 10 %'" in text
+    assert "fraction" not in text
+    lines = list(csv.reader(io.StringIO(render(found, "csv"))))
+    assert lines[3][1:3] == ["random 10 %", "random @ fraction:share=0.1"]
 
 
 def test_what_scores_nothing_has_no_line_among_scores():

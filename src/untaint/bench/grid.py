@@ -9,11 +9,14 @@
     [attacks]                            # sets of attacks that come together
     five = ["patch:rate=0.01", "sinusoid:class-rate=0.1", ...]
 
+    [defences]                           # short names for tables and plots, where a defence has many options
+    "badloss on margins" = "badloss:observable=margin,centre=class @ fraction:share=0.4"
+
     [[grid]]
     data = "cifar10"
     rows = 20000                         # drawn by the seed; left out: all
     attacks = ["five", "each of five"]   # all at once, and one at a time
-    defences = ["none", "oracle", "random @ fraction:share=0.4", "cross-examination"]
+    defences = ["none", "oracle", "badloss on margins", "cross-examination"]
     seeds = [0, 1, 2]
 
 A seed redraws the subset, the poison, the targets (of attacks that name none), the probes and the
@@ -121,9 +124,16 @@ def _changed(recipe: Recipe, **changes: Any) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Defender:
-    """A defence as the file names it, ``name:key=value,... @ rule``; without a rule it has its own, or the preset's."""
+    """A defence as the file asks for it, ``name:key=value,... @ rule``; without a rule it has its own, or the preset's.
+
+    ``called``: what tables call it, its text if the file gives no shorter name; no part of what it is.
+    """
 
     text: str
+    called: str = dataclasses.field(default="", compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "called", self.called or self.text)
 
     @property
     def defence(self) -> str:
@@ -173,15 +183,15 @@ def read_grid(path: str | Path, places: dict[str, str] | None = None) -> Grid:
     and line.
     """
     file = TomlFile(Path(path))
-    file.known(file.facts, ("title", "data", "attacks", "grid"), "entry", "")
+    file.known(file.facts, ("title", "data", "attacks", "defences", "grid"), "entry", "")
     sources = _sources(file, places or {})
-    sets = _attack_sets(file)
+    sets, named = _attack_sets(file), _named_defences(file)
     tables = file.facts.get("grid", [])
     if not isinstance(tables, list) or not tables:
         raise SpecError(f"{file.path} has no [[grid]]. Say what to run: data, attacks, defences, seeds.")
     cells: dict[Setting, dict[Defender, None]] = {}  # in order, none twice
     for table in tables:
-        for setting, defenders in _crossed(file, table, sources, sets):
+        for setting, defenders in _crossed(file, table, sources, sets, named):
             cells.setdefault(setting, {}).update(dict.fromkeys(defenders))
     listed = tuple((setting, tuple(defenders)) for setting, defenders in cells.items())
     title = str(file.facts.get("title", file.path.stem))
@@ -217,12 +227,26 @@ def _attack_sets(file: TomlFile) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _named_defences(file: TomlFile) -> dict[str, str]:
+    """Return the texts of defences by the names that the file gives them; checked where they are used."""
+    found: dict[str, str] = {}
+    table = file.facts.get("defences", {})
+    file.known(table, table, "named defence", "")
+    for name, text in table.items():
+        if name in DEFENSES.names():
+            raise file.wrong(f"'{name}' is a defence already. Give it another name.", name, "[defences]")
+        if not isinstance(text, str):
+            raise file.wrong(f"'{name}' is {text!r}; give one defence, as a text in quotes.", name, "[defences]")
+        found[name] = text
+    return found
+
+
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def _crossed(
-    file: TomlFile, table: Any, sources: dict[str, Source], sets: dict[str, tuple[str, ...]]
+    file: TomlFile, table: Any, sources: dict[str, Source], sets: dict[str, tuple[str, ...]], named: dict[str, str]
 ) -> Iterable[tuple[Setting, list[Defender]]]:
     hints = get_type_hints(Setting)
     swept = [name for name in hints if name not in ("attackers", "seed")]
@@ -234,7 +258,7 @@ def _crossed(
     for name in _listed(table["data"]):
         if name not in sources:
             raise file.wrong(f"no data set '{name}'.{did_you_mean(str(name), sources)}", str(name), "[[grid]]")
-    defenders = [Defender(text=str(text)) for text in _listed(table["defences"])]
+    defenders = [_defender(file, str(text), named) for text in _listed(table["defences"])]
     axes = {key: _listed(table[key]) for key in known if key in table and key not in ("attacks", "defences")}
     axes.setdefault("seeds", [0])
     axes["attacks"] = [one for text in _listed(table["attacks"]) for one in _sets(file, str(text), sets)]
@@ -255,8 +279,17 @@ def _crossed(
             try:
                 defender.check(setting)
             except SpecError as error:
-                raise file.wrong(str(error), defender.text, "[[grid]]") from error
+                raise file.wrong(
+                    str(error), defender.text, "[defences]" if defender.called in named else "[[grid]]"
+                ) from error
         yield setting, defenders
+
+
+def _defender(file: TomlFile, text: str, named: dict[str, str]) -> Defender:
+    known = [*named, *DEFENSES.names()]
+    if text not in named and text.partition("@")[0].partition(":")[0].strip() not in known:
+        raise file.wrong(f"no defence '{text}'.{did_you_mean(text, known)}", text, "[[grid]]")
+    return Defender(text=named.get(text, text), called=text)
 
 
 def _sets(file: TomlFile, text: str, sets: dict[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:

@@ -24,15 +24,21 @@ __all__ = [
 ]
 
 Result = dict[str, Any]
+CONTROLS = ("none", "oracle", "random")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """One row of a table: ``results`` of every seed, failed ones among them."""
+    """One row of a table: ``results`` of every seed, failed ones among them; ``defence``: its full text."""
 
     title: str
     defence: str
     results: tuple[Result, ...]
+
+    @property
+    def called(self) -> str:
+        """What the grid calls the defence; its text where it has no shorter name."""
+        return str(next((result["called"] for result in self.results if "called" in result), self.defence))
 
     @property
     def finished(self) -> list[Result]:
@@ -51,7 +57,7 @@ class Group:
 
 
 def grouped(results: Sequence[Result]) -> list[Group]:
-    """Return the groups, settings in order of appearance, the controls of each first."""
+    """Return the groups, settings and defences in order of appearance, the controls of each setting first."""
     found: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         found.setdefault((result["title"], result["defence"]), []).append(result)
@@ -60,12 +66,9 @@ def grouped(results: Sequence[Result]) -> list[Group]:
     return [Group(title=title, defence=defence, results=tuple(some)) for (title, defence), some in ordered]
 
 
-def _rank(defence: str) -> tuple[int, str]:
-    first = ("none", "oracle", "random")
-    place = next(
-        (number for number, name in enumerate(first) if defence.split(" ")[0].split(":")[0] == name), len(first)
-    )
-    return place, defence
+def _rank(defence: str) -> int:
+    name = defence.split(" ")[0].split(":")[0]
+    return CONTROLS.index(name) if name in CONTROLS else len(CONTROLS)
 
 
 def attackers(groups: Sequence[Group]) -> list[str]:

@@ -103,7 +103,7 @@ def _roc(title: str, groups: Sequence[Group]) -> Any:
         for group in judged:
             curve = _mean_curve(group, attack)
             if curve is not None:
-                axis.plot(CURVE, curve, color=_colour(group, groups), label=group.defence, linewidth=1.4)
+                axis.plot(CURVE, curve, color=_colour(group, groups), label=group.called, linewidth=1.4)
         axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("false positive rate", fontsize=8)
@@ -136,7 +136,7 @@ def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, S
                 up = [100 * value for value in group.values(other)]
                 colour = _colour(group, groups)
                 axis.plot(across, up, ".", color=colour, markersize=4, alpha=0.5)
-                axis.plot(fmean(across), fmean(up), "o", color=colour, label=group.defence, markersize=6)
+                axis.plot(fmean(across), fmean(up), "o", color=colour, label=group.called, markersize=6)
             axis.set_xlabel(label, fontsize=8)
             axis.set_ylabel(what, fontsize=8)
         figure.legend(
@@ -179,7 +179,7 @@ def _histograms(title: str, groups: Sequence[Group]) -> Any:
                 alpha=0.35 if kind == "clean" else 1,
             )
         axis.set_yscale("symlog", linthresh=1)
-        axis.set_title(group.defence, fontsize=8)
+        axis.set_title(group.called, fontsize=8)
         axis.set_xlabel("score", fontsize=8)
     axes[0].set_ylabel("rows (first seed)", fontsize=8)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=7, frameon=False)

@@ -22,7 +22,7 @@ from untaint.bench.grid import Defender, Grid, Setting
 from untaint.bench.identity import differences, digest, file_name, origin
 from untaint.bench.measures import bands, behaviour, detection, histogram, removal
 from untaint.concluding import versions
-from untaint.defenses import DEFENSES, Detector, Outcome, Task
+from untaint.defenses import DEFENSES, Defense, Detector, Outcome, Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.defenses.oracle import Oracle
 from untaint.errors import InputError, RunError, UntaintError
@@ -178,7 +178,9 @@ class Runner:
         case = prepare(setting, *self.data(setting.data), self.progress)
         for cell in missing:
             begin = time.monotonic()
-            self.progress.say(f"{setting.title()}, seed {setting.seed}: {cell.defender.text}{self._time_left(left())}")
+            self.progress.say(
+                f"{setting.title()}, seed {setting.seed}: {cell.defender.called}{self._time_left(left())}"
+            )
             try:
                 found = self._run_cell(case, cell, folder)
             except RunError:
@@ -198,9 +200,24 @@ class Runner:
         return f" ({cells} cells to go, about {minutes:.0f} minutes)" if minutes >= 1 else f" ({cells} cells to go)"
 
     def _run_cell(self, case: Case, cell: Cell, folder: Path) -> dict[str, Any]:
-        setting, defender = cell.setting, cell.defender
-        recipes, judge = setting.recipes(), DEFENSES.build(defender.defence)
-        rule = defender.rule or (judge.usual_rule if isinstance(judge, Detector) else None) or recipes.reject
+        judge, task = self._asked(case, cell, folder)
+        meter = Meter()
+        if case.setting.detect_only and isinstance(judge, Detector):
+            outcome = judge.examine(task)
+        else:
+            outcome = judge.defend(task)
+        stages = {path.name: cost_of(path) for path in sorted(task.scratch.glob("*"))}
+        return {
+            "cost": meter.cost().facts(),  # of the defence alone; what measuring it cost is apart
+            "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
+            "precision": task.preset.watch.precision,
+            **self._measured(case, judge, outcome, task.scratch),
+        }
+
+    def _asked(self, case: Case, cell: Cell, folder: Path) -> tuple[Defense, Task]:
+        """Return a cell's defence, and what it is to work on."""
+        recipes, judge = case.setting.recipes(), DEFENSES.build(cell.defender.defence)
+        rule = cell.defender.rule or (judge.usual_rule if isinstance(judge, Detector) else None) or recipes.reject
         if isinstance(judge, Oracle):
             judge = judge.told(case.ledger.poisoned())
         task = Task(
@@ -210,35 +227,28 @@ class Runner:
             rule=parse_rule(rule),
             scratch=folder / digest(cell.origin)[:16],
             store=folder / "models",
-            seed=setting.seed,
+            seed=case.setting.seed,
             progress=self.progress,
             where=self.where,
         )
-        task = replace(task, preset=recipes.changed(precision=self._precision(task)))
+        return judge, replace(task, preset=recipes.changed(precision=self._precision(task)))
+
+    def _measured(self, case: Case, judge: Defense, outcome: Outcome, scratch: Path) -> dict[str, Any]:
+        """Return the figures of what a defence gave back, by the ledger and the test pictures."""
         meter = Meter()
-        if setting.detect_only and isinstance(judge, Detector):
-            scores = judge.score(task)
-            outcome = Outcome(scores=scores, verdict=judge.decide(scores, task), model=None)
-        else:
-            outcome = judge.defend(task)
-        stages = {path.name: cost_of(path) for path in sorted(task.scratch.glob("*"))}
         found: dict[str, Any] = {
-            "cost": meter.cost().facts(),  # of the defence alone; what measuring it cost is apart
-            "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
+            "rows": len(case.examples),
+            "attacks": list(case.ledger.attacks),
+            "poisoned": {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)},
         }
-        meter = Meter()
         if outcome.scores is not None and outcome.verdict is not None:
             found |= {"detection": detection(case, outcome.scores), "removal": removal(case, outcome.verdict)}
             found["histogram"] = histogram(case, outcome.scores)
         if isinstance(judge, BaDLoss):  # its watcher trained on everything, as in the paper's figures
-            found["bands"] = bands(case, Trajectories(task.scratch / judge.stages[0] / "trajectories"))
+            found["bands"] = bands(case, Trajectories(scratch / judge.stages[0] / "trajectories"))
         if outcome.model is not None:
             found["model"] = behaviour(case, load_model(outcome.model), self.where)
-        found["poisoned"] = {name: len(case.ledger.poisoned(number)) for number, name in enumerate(case.names)}
-        found["rows"], found["attacks"] = len(case.examples), list(case.ledger.attacks)
-        found["precision"] = task.preset.watch.precision
-        found["measuring"] = meter.cost().facts()
-        return found
+        return {**found, "measuring": meter.cost().facts()}
 
     def _precision(self, task: Task) -> Precision:
         """Return the faster precision for the models of a task, tried once for all tasks of the kind."""
@@ -270,6 +280,10 @@ def _commit() -> str | None:
 
 
 def results_of(grid: Grid, results: Path, progress: Progress | None = None) -> list[dict[str, Any]]:
-    """Return the results of a grid's cells that there are, in its order; altered and older files are named and not counted."""
+    """Return the results of a grid's cells that there are, in its order, each with what the grid calls its defence.
+
+    Altered and older files are named and not counted.
+    """
     told = progress or Silent()
-    return [facts for cell in cells_of(grid, results) if (facts := cell.result(told)) is not None]
+    found = [(cell, cell.result(told)) for cell in cells_of(grid, results)]
+    return [{**facts, "called": cell.defender.called} for cell, facts in found if facts is not None]

@@ -101,10 +101,14 @@ def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: 
         asked = [one for one in _attack_columns(drawn) if _known(one, drawn)] if per_attack else []
         columns: list[Sequence[Column]] = [*asked] or [COLUMNS]
         texts = dict.fromkeys(text for _, said in lines for text in said)
-        notes = {text: number for number, text in enumerate(texts, 1)}  # the same in all tables of a title
+        common = [text for text in texts if len(lines) > 1 and all(text in said for _, said in lines)]
+        notes = {text: number for number, text in enumerate((one for one in texts if one not in common), 1)}
+        below = [f"Of every line: {'; '.join(common)}."] if common else []
+        below += [""] if common and notes else []
+        below += [f"{number}. {text}" for text, number in notes.items()]  # the same in all tables of a title
         for one in columns:
             some = [line for line in lines if _known(one, [line[0]]) or not line[0].finished]
-            parts.append(_drawn_table(title, some, one, form, notes, last=one is columns[-1]))
+            parts.append(_drawn_table(title, some, one, form, notes, below if one is columns[-1] else []))
     if odd := tuned(groups):
         parts.append("\n".join(f"Beware: {note}." for note in odd))
     return "\n\n".join(parts) + "\n" if parts else "No results yet.\n"
@@ -145,8 +149,7 @@ def _drawn_table(
     columns: Sequence[Column],
     form: Format,
     notes: Mapping[str, int],
-    *,
-    last: bool,
+    below: Sequence[str],
 ) -> str:
     groups = [group for group, _ in lines]
     seeds = max(len({result["origin"]["setting"]["seed"] for result in group.results}) for group in groups)
@@ -154,10 +157,9 @@ def _drawn_table(
     best = {column.head: _best(groups, column) for column in columns}
     body = []
     for group, said in lines:
-        marks = [notes[text] for text in said]
+        marks = [notes[text] for text in said if text in notes]
         cells = [_cell(group, column, best[column.head], form) for column in columns]
-        body.append([_name(group.defence, marks, form), *cells])
-    below = [f"{number}. {text}" for text, number in notes.items()] if last else []
+        body.append([_name(group.called, marks, form), *cells])
     caption = f"{title} ({seeds} seed{'s' if seeds > 1 else ''})"
     return _drawn(caption, head, body, below, form)
 
@@ -201,7 +203,7 @@ def _escaped(text: str) -> str:
     return "".join("\\" + one if one in "&%$#_{}" else one for one in text)
 
 
-def _drawn(caption: str, head: list[str], lines: list[list[str]], below: list[str], form: Format) -> str:
+def _drawn(caption: str, head: list[str], lines: list[list[str]], below: Sequence[str], form: Format) -> str:
     if form == "markdown":
         body = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *lines)]
         return "\n".join([f"**{caption}**", "", *body, *(["", *below] if below else [])])
@@ -227,12 +229,14 @@ def _csv(groups: list[Group], per_attack: bool) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     heads: list[Any] = [one for column in columns for one in (column.head, f"{column.head} std")]
-    writer.writerow(["setting", "defence", "seeds", *heads, "flags"])
+    writer.writerow(["setting", "called", "defence", "seeds", *heads, "flags"])
     for group in groups:
-        own = [other for other in groups if other.title == group.title]
+        same = [other for other in groups if other.title == group.title]
         cells: list[Any] = []
         for column in columns:
             mean, deviation = spread(group.values(column.measure)) or (None, None)
             cells += ["" if value is None else round(value, 5) for value in (mean, deviation)]
-        writer.writerow([group.title, group.defence, len(group.finished), *cells, "; ".join(flags(group, own))])
+        writer.writerow(
+            [group.title, group.called, group.defence, len(group.finished), *cells, "; ".join(flags(group, same))]
+        )
     return text.getvalue()

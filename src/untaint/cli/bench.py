@@ -58,9 +58,8 @@ def bench(
         busy = runner.run()
         if busy:
             told.say(f"{busy} cells are being run by other processes. The same command shows them when they are done.")
-        told.say(
-            f"Again, or in another form:  untaint bench {shlex.quote(str(file))} --table --per-attack --format markdown"
-        )
+        again = ["untaint", "bench", str(file), *(["--results", str(results)] if results else [])]
+        told.say(f"Again, or in another form:  {shlex.join(again)} --table --per-attack --format markdown")
     found = results_of(grid, kept, told)
     print(render(found, form, per_attack=per_attack), end="")
     if pictures is not None:

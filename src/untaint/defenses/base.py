@@ -214,11 +214,17 @@ class Detector(Defense):
         return task.fit("model", task.preset.retrain, kept, what="train the clean model")
 
     @final
+    def examine(self, task: Task) -> Outcome:
+        """Score and decide; no model is trained on what is kept."""
+        scores = self.score(task)
+        return Outcome(scores=scores, verdict=self.decide(scores, task), model=None)
+
+    @final
     def defend(self, task: Task) -> Outcome:
         """Score, decide, and train a clean model on what is kept."""
-        scores = self.score(task)
-        verdict = self.decide(scores, task)
-        return Outcome(scores=scores, verdict=verdict, model=self.retrain(task, np.flatnonzero(verdict.rejected)))
+        found = self.examine(task)
+        assert found.verdict is not None
+        return dataclasses.replace(found, model=self.retrain(task, np.flatnonzero(found.verdict.rejected)))
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row one sentence on why it is suspicious."""
