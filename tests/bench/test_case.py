@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import small
 from untaint.bench.case import aimed, outline, prepare
@@ -43,6 +44,21 @@ def test_probes_are_clean_and_each_attack_has_a_target_of_its_own():
     clean = found.clean()
     assert not np.isin(clean, found.probes).any()
     assert len(clean) == 400 - 60 - len(found.ledger.poisoned())
+
+
+def test_a_blend_may_be_of_a_picture(tmp_path):
+    path = tmp_path / "sign.png"
+    Image.new("RGB", (5, 7), "white").save(path)
+    found = prepare(
+        setting(attackers=(f"blend:target=1,pattern={path},alpha=1,rate=0.05",), attacks="sign"),
+        TRAIN,
+        TEST,
+        Silent(),
+    )
+    rows = found.ledger.poisoned()
+    assert len(rows) == 20
+    assert (found.examples.images[rows] == 255).all()
+    assert (found.examples.labels[rows] == 1).all()
 
 
 def test_targets_differ_between_seeds_and_those_named_are_left_as_they_are():

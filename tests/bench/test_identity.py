@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import pytest
+from PIL import Image
 
 from untaint import recipe
 from untaint.bench.grid import Defender, Setting
@@ -46,6 +47,16 @@ def test_a_version_that_was_raised_is_named(where, name, monkeypatch):
     before = origin(SETTING, DEFENDER)
     monkeypatch.setattr(where, 2)
     assert differences(before, origin(SETTING, DEFENDER)) == [f"versions: {name} is 1, now 2"]
+
+
+def test_a_file_that_an_attack_is_made_from_is_a_part_of_it(tmp_path):
+    path = tmp_path / "sign.png"
+    Image.new("RGB", (4, 4), "red").save(path)
+    setting = dataclasses.replace(SETTING, attackers=(f"blend:pattern={path}", "blend:pattern=noise"))
+    before = origin(setting, DEFENDER)
+    assert differences(before, origin(setting, DEFENDER)) == []
+    Image.new("RGB", (4, 4), "blue").save(path)
+    assert [one.partition(" is ")[0] for one in differences(before, origin(setting, DEFENDER))] == [f"files: {path}"]
 
 
 def test_another_defence_or_no_origin_is_another_result():

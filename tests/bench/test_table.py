@@ -191,6 +191,7 @@ def test_attacks_one_at_a_time_share_a_table_and_keep_what_is_said_of_each():
     [
         (["patch:rate=0.1", "pixel"], ["patch", "pixel"]),
         (["blend:pattern=noise,rate=0.1", "blend:pattern=lattice,alpha=0.1"], ["blend noise", "blend lattice"]),
+        (["blend", "blend:pattern=signs/kitty.png"], ["blend", "blend kitty.png"]),
         (["patch:target=1", "patch:target=2"], ["patch 1", "patch 2"]),
         (["patch", "patch"], ["patch", "patch 2"]),
         (["blend", "blend:alpha=0.3"], ["blend", "blend 0.3"]),

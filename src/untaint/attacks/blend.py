@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,8 @@ class Blend(Attack):
     pattern: str = "noise"
     alpha: float | None = None
     pattern_seed: int = 0
+
+    files: ClassVar[tuple[str, ...]] = ("pattern",)
 
     def __post_init__(self) -> None:
         """Check the settings."""

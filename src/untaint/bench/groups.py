@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
@@ -77,7 +78,7 @@ def attackers(groups: Sequence[Group]) -> list[str]:
 
 
 def labels(texts: Sequence[str]) -> list[str]:
-    """Return what tables call some attacks: the name, and of several with one name what differs: ``blend lattice``."""
+    """Return what tables call some attacks: the name, and of several with one name what differs: ``blend lattice``, ``blend kitty.png``."""
     parsed = [spec.parse(text) for text in texts]
     found = []
     for name, options in parsed:
@@ -85,7 +86,7 @@ def labels(texts: Sequence[str]) -> list[str]:
         keys = dict.fromkeys(key for other in same for key in other)
         odd = [key for key in keys if any(other.get(key) != options.get(key) for other in same)]
         plain = [key for key in odd if key not in ("rate", "class_rate", "target")] or odd
-        found.append(" ".join([name, *(options[key] for key in plain[:1] if key in options)]))
+        found.append(" ".join([name, *(Path(options[key]).name for key in plain[:1] if key in options)]))
     return [
         f"{label} {found[:place].count(label) + 1}" if found[:place].count(label) else label
         for place, label in enumerate(found)

@@ -11,9 +11,10 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from untaint import recipe
+from untaint import recipe, run, spec
 from untaint.attacks import ATTACKS
 from untaint.bench.grid import Defender, Setting
 from untaint.defenses import DEFENSES
@@ -29,7 +30,7 @@ NONE: Mapping[str, Any] = {}
 
 
 def origin(setting: Setting, defender: Defender) -> dict[str, Any]:
-    """Return all that a result depends on but the pictures, as plain JSON values."""
+    """Return all that a result depends on but the data's pictures, as plain JSON values."""
     recipes = dataclasses.asdict(setting.recipes())
     trained = {name: recipes.pop(name) for name in ("watch", "witness", "retrain")}
     attacks = [text.partition(":")[0] for text in setting.attackers]
@@ -44,9 +45,16 @@ def origin(setting: Setting, defender: Defender) -> dict[str, Any]:
         **trained,
         "preset": recipes,
         "versions": versions,
+        "files": {path: run.digest(Path(path)) for path in _files(setting)},
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
+
+
+def _files(setting: Setting) -> list[str]:
+    """Return the files that attacks are made from, such as the picture of a blend."""
+    options = [(name, key, value) for name, found in map(spec.parse, setting.attackers) for key, value in found.items()]
+    return sorted({value for name, key, value in options if key in ATTACKS.kind(name).files and Path(value).is_file()})
 
 
 def differences(found: Any, now: Mapping[str, Any]) -> list[str]:

@@ -45,7 +45,7 @@ class Task:
     ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
     ``scratch``: where stages leave what they made; with ``store``, models lie there and are shared by all
     tasks on the same examples that train them in the same way. ``model``: makes an untrained network of the
-    user's own. ``train``: False forbids training, so that only what is there may be used.
+    user's own, which cannot be shared by its recipe. ``train``: False forbids training, so that only what is there may be used.
     """
 
     examples: Examples
@@ -60,6 +60,9 @@ class Task:
     where: torch.device | None = None
     train: bool = True
     store: Path | None = None
+
+    def __post_init__(self) -> None:
+        assert self.store is None or self.model is None, "a store knows models by their recipes"
 
     def fit(
         self,
