@@ -158,7 +158,8 @@ def what_it_says(found: Sequence[Result]) -> str:
         return 100 * fmean(group.values(measure))
 
     def points(group: Group) -> str:
-        return f"{mean(group, clean_accuracy) - mean(plain, clean_accuracy):+.1f} points of clean accuracy"
+        beside = plain.at(group.seeds)
+        return f"{mean(group, clean_accuracy) - mean(beside, clean_accuracy):+.1f} points of clean accuracy"
 
     def recall(group: Group) -> str:
         return f"{mean(group, lambda result: result['removal']['recall']):.0f} %"
@@ -231,7 +232,11 @@ def readme(text: str) -> str:
             rows.append([name, *(_percent(some) for some in values)])
     first = own[0].finished
     poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
-    seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
+    seeds = (
+        "one seed"
+        if len(first) == 1
+        else f"{len(first)} seeds (mean ± standard deviation; one seed where there is no ±)"
+    )
     marks = flags(next(group for group in own if group.defence == "none"), own)
     names = [text.partition(" was not learned")[0] for text in marks if "was not learned" in text]
     missed = f" Hardly learned by the undefended model: {', '.join(names)}." if names else ""

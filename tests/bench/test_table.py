@@ -139,6 +139,16 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
     assert said(bad, "badloss") == ["10% of the probes are poisoned"]
 
 
+def test_a_removal_by_lot_is_compared_at_the_same_seeds():
+    others = [made for made in whole() if not made["defence"].startswith("random")]
+    lot = [
+        result("random @ fraction:share=0.1", seed, 0.70 + 0.05 * seed, (0.9, 0.9), 0.1, 0.5) for seed in range(3)
+    ]  # .70, .75, .80
+    for seed, low in ((0, False), (2, True)):
+        found = said([*others, *lot, result("gap", seed, 0.74, (0.0, 0.0), 0.05, 0.9)], "gap")
+        assert any("as many by lot" in text for text in found) is low
+
+
 def test_a_cell_that_failed_everywhere_says_so_and_the_rest_is_shown():
     failed = {**{k: whole()[0][k] for k in ("title", "origin")}, "defence": "gap", "error": "a metric is nan"}
     text = render([*whole(), failed], "terminal")

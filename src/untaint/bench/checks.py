@@ -88,7 +88,8 @@ def _worse_than_random(group: Group, others: Sequence[Group]) -> list[str]:
         return []
     own = fmean(group.share)
     nearest = min(controls, key=lambda other: abs(fmean(other.share) - own))
-    accuracies = [one.values(clean_accuracy) for one in (group, nearest)]
+    shared = group.seeds & nearest.seeds  # a seed has an accuracy of its own
+    accuracies = [one.at(shared).values(clean_accuracy) for one in (group, nearest)]
     if all(accuracies) and fmean(accuracies[0]) < fmean(accuracies[1]) and own <= fmean(nearest.share):
         return [f"clean accuracy below that of '{nearest.called}', which removes as many by lot"]
     return []

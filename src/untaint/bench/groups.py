@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -50,6 +51,16 @@ class Group:
     def share(self) -> list[float]:
         """The share rejected, of each seed; nothing is where a defence removes nothing."""
         return [float(result.get("removal", {}).get("share", 0.0)) for result in self.finished]
+
+    @property
+    def seeds(self) -> set[int]:
+        """The seeds of cells that did not fail."""
+        return {int(result["origin"]["setting"]["seed"]) for result in self.finished}
+
+    def at(self, seeds: Collection[int]) -> Group:
+        """Return the results of these seeds alone, to be compared with a group that has no others."""
+        chosen = tuple(result for result in self.results if result["origin"]["setting"]["seed"] in seeds)
+        return dataclasses.replace(self, results=chosen)
 
     def values(self, measure: Callable[[Result], float | None]) -> list[float]:
         """Return a measure of every seed that has it."""
