@@ -238,8 +238,12 @@ def readme(text: str) -> str:
         else f"{len(first)} seeds (mean ± standard deviation; one seed where there is no ±)"
     )
     marks = flags(next(group for group in own if group.defence == "none"), own)
-    names = [text.partition(" was not learned")[0] for text in marks if "was not learned" in text]
-    missed = f" Hardly learned by the undefended model: {', '.join(names)}." if names else ""
+    never, sometimes = (
+        [text.partition(f" {word}")[0] for text in marks if word in text]
+        for word in ("was not learned", "was learned with")
+    )
+    missed = f" Hardly learned by the undefended model: {', '.join(never)}." if never else ""
+    missed += f" Learned by it with some seeds only: {', '.join(sometimes)}." if sometimes else ""
     said = (
         f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
         f"small networks, {first[0]['hardware']}; {seeds}.{missed}"

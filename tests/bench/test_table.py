@@ -116,6 +116,18 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
     assert said([m for m in one if m["defence"] != "none"], "badloss") == [
         "no row 'none': whether the attacks were learned is not known"
     ]
+    once = [
+        result("none", 2, 0.8, (0.9, 0.2)) if m["defence"] == "none" and seed == 2 else m
+        for seed in range(3)
+        for m in whole((seed,))
+    ]
+    assert said(once, "badloss") == ["pixel was learned with 2 of 3 seeds only: 90%, 90%, 20% undefended"]
+    apart = [m for m in one if (m["defence"] == "oracle") <= (m["origin"]["setting"]["seed"] == 2)]
+    assert said(apart, "badloss") == []
+    apart = [m for m in apart if (m["defence"] == "none") <= (m["origin"]["setting"]["seed"] < 2)]
+    assert said(apart, "badloss") == [
+        "no seed has both 'none' and 'oracle': whether the attacks were learned is not known"
+    ]
     greedy = one + [result("gap", seed, 0.8, (0.0, 0.0), 0.95, 0.9) for seed in range(3)]
     assert said(greedy, "gap") == ["more than 90% rejected"]
     careless = one + [result("gap", seed, 0.70, (0.0, 0.0), 0.05, 0.9) for seed in range(3)]

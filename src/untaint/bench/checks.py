@@ -69,11 +69,22 @@ def _not_learned(undefended: Group | None, clean: Group | None, names: Mapping[s
     if undefended is None or clean is None:
         missing = " and ".join(name for name, group in (("none", undefended), ("oracle", clean)) if group is None)
         return [f"no row '{missing}': whether the attacks were learned is not known"]
+    seeds = sorted(undefended.seeds & clean.seeds)
+    if not seeds:
+        return ["no seed has both 'none' and 'oracle': whether the attacks were learned is not known"]
     said = []
     for attack, label in names.items():
-        rates = [_success(one, attack) for one in (undefended, clean)]
-        if rates[0] - rates[1] < LEARNED:
-            said.append(f"{label} was not learned: {rates[0]:.0%} undefended, {rates[1]:.0%} by a model without poison")
+        fooled, usual = ([_success(one.at([seed]), attack) for seed in seeds] for one in (undefended, clean))
+        learned = sum(more - less >= LEARNED for more, less in zip(fooled, usual, strict=True))
+        if learned == 0:
+            said.append(
+                f"{label} was not learned: {fmean(fooled):.0%} undefended, {fmean(usual):.0%} by a model without poison"
+            )
+        elif learned < len(seeds):
+            said.append(
+                f"{label} was learned with {learned} of {len(seeds)} seeds only: "
+                f"{', '.join(f'{rate:.0%}' for rate in fooled)} undefended"
+            )
     return said
 
 
