@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,9 @@ def test_recipes_are_changed_as_the_setting_says(tmp_path):
     assert setting.label_noise == 0.0
     assert isinstance(setting.label_noise, float)
     assert setting.title() == "photos, two, epochs 3, model resnet18, watch model proxy"
+    assert replace(setting, epochs=None, detect_only=True).title() == (
+        "photos, two, model resnet18, watch model proxy, detect only"
+    )
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,8 @@ class Setting:
         named = ("data", "rows", "attacks", "attackers", "seed")
         shown = [field.name for field in dataclasses.fields(self) if field.name not in named]
         odd = [name for name in shown if getattr(self, name) != getattr(usual, name)]
-        words = [f"{name.replace('_', ' ')} {getattr(self, name)}" for name in odd]
+        values = {name: getattr(self, name) for name in odd}
+        words = [name.replace("_", " ") + ("" if value is True else f" {value}") for name, value in values.items()]
         return ", ".join([f"{self.data}{'' if self.rows is None else f' {self.rows:,}'}", self.attacks, *words])
 
 
