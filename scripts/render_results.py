@@ -14,7 +14,7 @@ from typing import Any
 
 from untaint.bench import read_grid
 from untaint.bench.checks import flags
-from untaint.bench.groups import Group, Result, clean_accuracy, grouped, mean_asr, spread
+from untaint.bench.groups import Group, Result, attackers, clean_accuracy, grouped, labels, mean_asr, spread
 from untaint.bench.pictures import draw
 from untaint.bench.runner import results_of
 from untaint.bench.table import render
@@ -38,6 +38,7 @@ ROWS = {
     "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps (our watcher)",
     "cross-examination": "**what untaint keeps**",
 }
+OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
 
 
@@ -133,16 +134,41 @@ def benchmark(path: Path) -> str:
     if not found:
         return ""
     machines = sorted({result["hardware"] for result in found})
-    return "\n\n".join(
-        [
-            f"## {grid.title}",
-            f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}.",
+    if grid.name == "paper-score":
+        parts = [recordings(found)]
+    else:
+        parts = [
             render(found, "markdown"),
             render(found, "markdown", per_attack=True).partition("Beware:")[0],
             shown(grid.name),
             what_it_says(found) if grid.name == "cpu" else "",
         ]
-    ).strip()
+    said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}."
+    return "\n\n".join([f"## {grid.title}", said, *parts]).strip()
+
+
+def recordings(found: Sequence[Result]) -> str:
+    """One line for each watcher: what is scored on its recording, by AUROC over all attacks, and the paper's score by attack."""
+    groups = grouped(found)
+    scores = list(dict.fromkeys(group.called for group in groups))
+    attacks = list(dict.fromkeys(name for result in found for name in result["poisoned"]))
+    called = dict(zip(attacks, labels(attackers(groups)), strict=True))
+    rows = []
+    for title in dict.fromkeys(group.title for group in groups):
+        own = {group.called: group.finished[0] for group in groups if group.title == title}
+        first = next(iter(own.values()))
+        recipe = first["origin"]["watch"]
+        watcher = f"{recipe['model']}, {recipe['epochs']} epochs of {OPTIMIZERS[recipe['optimizer']]}"
+        paper = own[scores[0]]["detection"]
+        rows.append(
+            [
+                watcher,
+                f"{first['rows']:,}",
+                *(f"{own[name]['detection']['all']['auroc']:.3f}" if name in own else "" for name in scores),
+                *(f"{paper[name]['auroc']:.3f}" for name in attacks),
+            ]
+        )
+    return table(["watcher", "pictures", *scores, *(f"paper's: {called[name]}" for name in attacks)], rows)
 
 
 def what_it_says(found: Sequence[Result]) -> str:
