@@ -46,9 +46,7 @@ class Attack(ABC):
 
     clean_label: ClassVar[bool] = False
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
-    files: ClassVar[
-        tuple[str, ...]
-    ] = ()  # options that may be the path of a file, which is then a part of the settings
+    files: ClassVar[tuple[str, ...]] = ()  # options that may be the path of a file: it is a part of the settings
 
     def __post_init__(self) -> None:
         """Check the settings. An attack with options of its own checks them after calling this."""

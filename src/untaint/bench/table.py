@@ -210,7 +210,7 @@ def _drawn(caption: str, head: list[str], lines: list[list[str]], below: Sequenc
     if form == "latex":
         rows = [" & ".join(line) + r" \\" for line in lines]
         columns = "l" + "r" * (len(head) - 1)
-        notes = [f"% {note}" for note in below]
+        notes = [f"% {note}".rstrip() for note in below]
         top = [rf"\begin{{tabular}}{{{columns}}}", r"\hline", " & ".join(map(_escaped, head)) + r" \\", r"\hline"]
         return "\n".join([f"% {caption}", *top, *rows, r"\hline", r"\end{tabular}", *notes])
     widths = [max(len(line[place]) for line in (head, *lines)) for place in range(len(head))]
