@@ -38,6 +38,7 @@ ROWS = {
     "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps (our watcher)",
     "cross-examination": "**what untaint keeps**",
 }
+BY_ITSELF = 0.2  # success of a trigger without poison that is said
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
 
@@ -211,8 +212,32 @@ def what_it_says(found: Sequence[Result]) -> str:
                 for defence, (name, remark) in OTHERS.items()
                 if defence in own
             ),
+            *by_themselves(oracle),
         ]
     )
+
+
+def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:
+    """The triggers that fool a model which never saw poison: attack, target, success rate, seed."""
+    called = dict(zip(oracle.finished[0]["poisoned"], labels(attackers([oracle])), strict=True))
+    return [
+        (called[name], found["target"], found["asr"], result["origin"]["setting"]["seed"])
+        for result in oracle.finished
+        for name, found in result["model"]["attacks"].items()
+        if found["asr"] > BY_ITSELF
+    ]
+
+
+def by_themselves(oracle: Group) -> list[str]:
+    cases = [
+        f"{attack} aimed at {target} {100 * rate:.0f} % (seed {seed})" for attack, target, rate, seed in fooling(oracle)
+    ]
+    if not cases:
+        return []
+    return [
+        f"- **Some triggers need no backdoor.** A model that never saw poison takes pictures with the trigger for the target: {'; '.join(cases)}. "
+        "No removal of poison can help there, and such a seed stands apart from the others in every row."
+    ]
 
 
 def plots() -> None:
@@ -270,6 +295,11 @@ def readme(text: str) -> str:
     )
     missed = f" Hardly learned by the undefended model: {', '.join(never)}." if never else ""
     missed += f" Learned by it with some seeds only: {', '.join(sometimes)}." if sometimes else ""
+    alone = [
+        f"{attack} aimed at {target}"
+        for attack, target, _, _ in fooling(next(group for group in own if group.defence == "oracle"))
+    ]
+    missed += f" Fooling even a model that saw no poison: {', '.join(alone)}." if alone else ""
     said = (
         f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
         f"small networks, {first[0]['hardware']}; {seeds}.{missed}"
