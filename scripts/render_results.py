@@ -185,8 +185,13 @@ def what_it_says(found: Sequence[Result]) -> str:
         return 100 * fmean(group.values(measure))
 
     def points(group: Group) -> str:
-        beside = plain.at(group.seeds)
-        return f"{mean(group, clean_accuracy) - mean(beside, clean_accuracy):+.1f} points of clean accuracy"
+        same = plain.at(group.seeds)
+        return f"{mean(group, clean_accuracy) - mean(same, clean_accuracy):+.1f} points of clean accuracy"
+
+    def beside(group: Group) -> str:
+        if group.seeds == cross.seeds:
+            return ""
+        return f" (cross-examination with the same seed: {mean(cross.at(group.seeds), mean_asr):.1f} %)"
 
     def recall(group: Group) -> str:
         return f"{mean(group, lambda result: result['removal']['recall']):.0f} %"
@@ -208,7 +213,7 @@ def what_it_says(found: Sequence[Result]) -> str:
             "sinusoid, which keeps its right labels.",
             *(
                 f"- **{name}** finds {recall(own[defence])} and sets {mean(own[defence], lambda result: result['removal']['share']):.1f} % aside: mean ASR "
-                f"{mean(own[defence], mean_asr):.1f} %, {points(own[defence])}. {remark}".strip()
+                f"{mean(own[defence], mean_asr):.1f} %{beside(own[defence])}, {points(own[defence])}. {remark}".strip()
                 for defence, (name, remark) in OTHERS.items()
                 if defence in own
             ),
@@ -283,11 +288,13 @@ def readme(text: str) -> str:
             rows.append([name, *(_percent(some) for some in values)])
     first = own[0].finished
     poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
-    seeds = (
-        "one seed"
-        if len(first) == 1
-        else f"{len(first)} seeds (mean ± standard deviation; one seed where there is no ±)"
-    )
+    seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
+    if single := next((group for group in own if len(group.seeds) == 1 and len(first) > 1), None):
+        best = next(group for group in own if group.defence == "cross-examination").at(single.seeds)
+        seeds += (
+            f"; rows without ± are of one of them, where what untaint keeps gives {_percent(best.values(clean_accuracy))} "
+            f"and {_percent(best.values(mean_asr))}"
+        )
     marks = flags(next(group for group in own if group.defence == "none"), own)
     never, sometimes = (
         [text.partition(f" {word}")[0] for text in marks if word in text]

@@ -243,6 +243,13 @@ def test_tables_and_what_they_say_use_the_names_that_a_grid_gives():
     assert lines[3][1:3] == ["random 10 %", "random @ fraction:share=0.1"]
 
 
+def test_a_line_of_fewer_seeds_is_never_the_best():
+    text = render([*whole(), result("gap", 0, 0.99, (0.0, 0.0), 0.1, 0.999)], "markdown")
+    line = next(line for line in text.splitlines() if line.startswith("| `gap`"))
+    assert "**" not in line
+    assert "**80.0 ± 0.0**" in text
+
+
 def test_what_scores_nothing_has_no_line_among_scores():
     text = render(whole(), "markdown", per_attack=True)
     rates, areas = text.split("| defence | AUROC patch")

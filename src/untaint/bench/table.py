@@ -88,7 +88,7 @@ def _attack_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]
 def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: bool = False) -> str:
     """Return the table of some results, setting by setting, with what is to be said against each line below it.
 
-    Mean and standard deviation over seeds; the best of each column in bold, the oracle apart; minutes are
+    Mean and standard deviation over seeds; the best of each column in bold, among those of most seeds, the oracle apart; minutes are
     those of all models that a defence needs, shared ones too. ``per_attack``:
     attack success and AUROC of each attack instead; settings with one attack each share a table.
     """
@@ -154,20 +154,19 @@ def _drawn_table(
     groups = [group for group, _ in lines]
     seeds = max(len({result["origin"]["setting"]["seed"] for result in group.results}) for group in groups)
     head = ["defence", *(column.head for column in columns)]
-    best = {column.head: _best(groups, column) for column in columns}
+    fair = [group for group in groups if group.defence != "oracle" and len(group.seeds) == seeds]
+    best = {column.head: _best(fair, column) for column in columns}
     body = []
     for group, said in lines:
         marks = [notes[text] for text in said if text in notes]
-        cells = [_cell(group, column, best[column.head], form) for column in columns]
+        cells = [_cell(group, column, best[column.head] if group in fair else None, form) for column in columns]
         body.append([_name(group.called, marks, form), *cells])
     caption = f"{title} ({seeds} seed{'s' if seeds > 1 else ''})"
     return _drawn(caption, head, body, below, form)
 
 
 def _best(groups: Sequence[Group], column: Column) -> float | None:
-    means = [
-        fmean(values) for group in groups if group.defence != "oracle" and (values := group.values(column.measure))
-    ]
+    means = [fmean(values) for group in groups if (values := group.values(column.measure))]
     if column.better is None or len(means) < 2:
         return None
     return max(means) if column.better == "more" else min(means)
@@ -181,7 +180,7 @@ def _cell(group: Group, column: Column, best: float | None, form: Format) -> str
     text = _number(mean, column.form)
     if deviation is not None:
         text += f" {PLUS_MINUS.get(form, '±')} {_number(deviation, column.form)}"
-    if best is None or mean != best or group.defence == "oracle":
+    if best is None or mean != best:
         return text
     return {"terminal": f"*{text}", "markdown": f"**{text}**", "latex": f"\\textbf{{{text}}}"}.get(form, text)
 
