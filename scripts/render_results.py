@@ -201,7 +201,7 @@ def what_it_says(found: Sequence[Result]) -> str:
             "What the first setting says:",
             "",
             f"- **The paper's score does poorly here.** That is the score on our watcher, 8 epochs of Muon on a small network, where the paper has 30 of AdamW on a "
-            f"ResNet-50; `experiments/paper-score.toml`, which asks what that changes, was not run yet. It rejects 40 %, finds {recall(paper)} of the poison "
+            f"ResNet-50; what that changes is asked further down (*What the paper's score needs*). It rejects 40 %, finds {recall(paper)} of the poison "
             f"(40 % by lot: {recall(lot)}), and leaves a mean ASR of {mean(paper, mean_asr):.0f} % ({points(paper)}; by lot {points(lot)}). The plot of losses shows why: "
             "what the small model learns of a trigger it learns within few epochs, and such poison has losses of a hundredth and less. Between curves of "
             "cross-entropy that is a distance of about the median probe's own loss, while clean pictures that are hard to learn are several times as "
