@@ -40,6 +40,12 @@ ROWS = {
 }
 BY_ITSELF = 0.2  # success of a trigger without poison that is said
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
+RECORDINGS = (
+    "With the same watcher, more pictures (and so more steps) make the paper's score worse at telling triggers that are easily learned, such as the patch and the lattice: "
+    "below one half, it takes them for the least suspicious of all. While they are not yet learned, they stand out by their wrong labels. Scores on margins gain "
+    "by the same step. So it is not the network alone: what matters is how far the triggers are learned while it watches. Whether the paper's "
+    "recipe does better with more pictures, or with a larger network, is not known yet."
+)
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
 
 
@@ -169,7 +175,8 @@ def recordings(found: Sequence[Result]) -> str:
                 *(f"{paper[name]['auroc']:.3f}" for name in attacks),
             ]
         )
-    return table(["watcher", "pictures", *scores, *(f"paper's: {called[name]}" for name in attacks)], rows)
+    drawn = table(["watcher", "pictures", *scores, *(f"paper's: {called[name]}" for name in attacks)], rows)
+    return f"AUROC over all attacks, and of the paper's score by attack; one seed.\n\n{drawn}\n\n{RECORDINGS}"
 
 
 def what_it_says(found: Sequence[Result]) -> str:
