@@ -43,7 +43,7 @@ OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
     "With the same watcher, more pictures (and so more steps) make the paper's score worse at telling triggers that are easily learned, such as the patch and the lattice: "
     "below one half, it takes them for the least suspicious of all. While they are not yet learned, they stand out by their wrong labels. Scores on margins gain "
-    "by the same step. So it is not the network alone: what matters is how far the triggers are learned while it watches. Whether the paper's "
+    "by the same step. It is not the network alone, then; it seems to matter how far the triggers are learned while it watches. Whether the paper's "
     "recipe does better with more pictures, or with a larger network, is not known yet."
 )
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
