@@ -20,6 +20,7 @@ from untaint.bench.runner import results_of
 from untaint.bench.table import render
 
 ROOT = Path(__file__).parents[1]
+TABLE_ONLY = ("paper-score",)  # grids shown without plots
 GRIDS = [path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem != "smoke"]
 PLOTS = ROOT / "docs" / "plots"
 KINDS = {
@@ -141,7 +142,7 @@ def benchmark(path: Path) -> str:
     if not found:
         return ""
     machines = sorted({result["hardware"] for result in found})
-    if grid.name == "paper-score":
+    if grid.name in TABLE_ONLY:
         parts = [recordings(found)]
     else:
         parts = [
@@ -216,7 +217,7 @@ def what_it_says(found: Sequence[Result]) -> str:
             f"- **Its recording is good, and its idea.** Compared by margins beside the class's median, the same curves find {recall(margins)} at the same 40 %: "
             f"mean ASR {mean(margins, mean_asr):.1f} %, {points(margins)}. These options were chosen on such attacks.",
             f"- **Cross-examination** finds {recall(cross)} and sets {mean(cross, lambda result: result['removal']['share']):.1f} % aside: mean ASR "
-            f"{mean(cross, mean_asr):.1f} % where the oracle, which knows who is poisoned, leaves {mean(oracle, mean_asr):.1f} %, {points(cross)}. What it misses is the "
+            f"{mean(cross, mean_asr):.1f} % where the oracle, which knows who is poisoned, leaves {mean(oracle, mean_asr):.1f} %, {points(cross)}. What it misses is mostly the "
             "sinusoid, which keeps its right labels.",
             *(
                 f"- **{name}** finds {recall(own[defence])} and sets {mean(own[defence], lambda result: result['removal']['share']):.1f} % aside: mean ASR "
@@ -248,13 +249,13 @@ def by_themselves(oracle: Group) -> list[str]:
         return []
     return [
         f"- **Some triggers need no backdoor.** A model that never saw poison takes pictures with the trigger for the target: {'; '.join(cases)}. "
-        "No removal of poison can help there, and such a seed stands apart from the others in every row."
+        "No removal of poison leaves less than that there, and the mean ASR of such a seed says little of a defence."
     ]
 
 
 def plots() -> None:
     """Draw the settings with several attackers, for the page to show."""
-    for path in GRIDS:
+    for path in (path for path in GRIDS if path.stem not in TABLE_ONLY):
         grid = read_grid(path)
         found = results_of(grid, ROOT / "results" / grid.name)
         draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name, KINDS)
