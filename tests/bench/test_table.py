@@ -23,6 +23,7 @@ def result(defence, seed=0, accuracy=0.8, asr=(0.9, 0.9), share=0.0, auroc=None,
         "title": title or setting.title(),
         "origin": {"setting": asdict(setting)},
         "defence": defence,
+        "hardware": "8 threads",
         "poisoned": dict.fromkeys(names, rows),
         "stages": {"model": {"seconds": 90.0}, "watcher-a": {"seconds": 60.0}},
         "model": {
@@ -136,6 +137,13 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
     ]
     shaky = one + [result("gap", seed, 0.8, (0.6 * (seed == 2),) * 2, 0.1, 0.9) for seed in range(3)]
     assert said(shaky, "gap") == ["seed 2 is far from the others: mean ASR 60%, median 0%"]
+    moved = [
+        {**m, "hardware": "a GPU"} if m["defence"] == "badloss" and m["origin"]["setting"]["seed"] else m for m in one
+    ]
+    assert said(moved, "badloss") == [
+        "seeds 1, 2 ran on a GPU, 'none' on 8 threads: minutes are not to be compared, and a trigger that is optimised comes out a little different"
+    ]
+    assert said(moved, "cross-examination") == []
     failed = [*one[:-1], {**{k: one[-1][k] for k in ("title", "origin", "defence")}, "error": "the loss is nan"}]
     assert said(failed, "cross-examination") == ["seed 2 failed: the loss is nan", "2 seeds, fewer than 3"]
     bad = [

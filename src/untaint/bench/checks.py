@@ -41,6 +41,7 @@ def flags(group: Group, others: Sequence[Group], called: Mapping[str, str] | Non
     if len(group.finished) < SEEDS:
         said.append(f"{len(group.finished)} seed{'s' if len(group.finished) > 1 else ''}, fewer than {SEEDS}")
     said += _odd_seeds(group)
+    said += _elsewhere(group, _of("none", others))
     return said
 
 
@@ -118,3 +119,20 @@ def _odd_seeds(group: Group) -> list[str]:
             if abs(value - middle) > APART:
                 said.append(f"seed {seed} is far from the others: {what} {value:.0%}, median {middle:.0%}")
     return said
+
+
+def _elsewhere(group: Group, undefended: Group | None) -> list[str]:
+    """Return a word on the seeds whose undefended model was measured on another machine."""
+    usual = {} if undefended is None else _machines(undefended)
+    own = {seed: machine for seed, machine in _machines(group).items() if usual.get(seed, machine) != machine}
+    if not own:
+        return []
+    seeds = f"seed{'s' if len(own) > 1 else ''} {', '.join(map(str, sorted(own)))}"
+    return [
+        f"{seeds} ran on {' and '.join(sorted(set(own.values())))}, 'none' on {' and '.join(sorted({usual[seed] for seed in own}))}: "
+        "minutes are not to be compared, and a trigger that is optimised comes out a little different"
+    ]
+
+
+def _machines(group: Group) -> dict[int, str]:
+    return {result["origin"]["setting"]["seed"]: result["hardware"] for result in group.finished}
