@@ -295,6 +295,7 @@ def readme(text: str) -> str:
             ]
             rows.append([name, *(_percent(some) for some in values)])
     first = own[0].finished
+    machines = sorted({result["hardware"] for group in own for result in group.finished})
     poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
     seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
     if single := next((group for group in own if len(group.seeds) == 1 and len(first) > 1), None):
@@ -317,7 +318,7 @@ def readme(text: str) -> str:
     missed += f" Fooling even a model that saw no poison: {', '.join(alone)}." if alone else ""
     said = (
         f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
-        f"small networks, {first[0]['hardware']}; {seeds}.{missed}"
+        f"small networks, {' and '.join(machines)}; {seeds}.{missed}"
     )
     return before + begin + "\n" + table(head, rows) + "\n\n" + said + "\n" + end + after
 
