@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
         ([1.0], [0.5], "bfloat16"),
         ([20.0, 1.0], [10.0, 10.0], "float32"),  # held up while it was timed first
         ([1.0, 20.0], [0.5, 0.5], "bfloat16"),
-        ([1.0, 1.0], [0.5, 20.0], "bfloat16"),
+        ([1.0], [0.5, 0.5, 20.0], "bfloat16"),
+        ([1.0], [1.0, 0.5], "bfloat16"),  # as fast on few pictures, faster on a batch
+        ([1.0], [1.0, 1.0], "float32"),
     ],
 )
 def test_a_precision_is_taken_for_the_faster_one_only_if_it_stays_so(monkeypatch, float32, bfloat16, chosen):

@@ -19,7 +19,9 @@ from untaint.recipe import Precision, Recipe
 __all__ = ["Trial", "autocast", "device", "hardware", "keyed", "trial"]
 
 TRIAL_BATCH = 64
-SMALL = 2_000_000  # weights; a larger model is tried on an eighth of the batch
+GLANCE = 8  # pictures
+HOPELESS = 4.0  # a precision that is so many times slower at a glance is not looked at again
+SMALL = 2_000_000  # weights; a larger model is tried on fewer pictures
 WARM = 2  # calls that set kernels up
 TURNS = 3  # a precision is taken for the faster one if it is so as often
 SECONDS = 1.0  # for so long each is timed: a busy machine is now fast, now slow
@@ -86,8 +88,7 @@ def trial(model: nn.Module, recipe: Recipe, size: tuple[int, int, int], where: t
             candidates = ["bfloat16"]
     with keyed(where, 0, "trial"):
         best = candidates[0] if len(candidates) < 2 else _faster(model, candidates, size, where)
-        small = sum(weights.numel() for weights in model.parameters()) < SMALL
-        return _timed(model, best, size, where, TRIAL_BATCH if small else TRIAL_BATCH // 8, SECONDS)
+        return _timed(model, best, size, where, TRIAL_BATCH if _small(model) else GLANCE, SECONDS)
 
 
 def _faster(
@@ -95,16 +96,28 @@ def _faster(
 ) -> Precision:
     """Return the second precision if it stays the faster by a tenth each time it is asked, else the first.
 
-    A glance on few pictures, as the slower one may be ten times as slow; the best time of each counts,
-    because a busy machine holds up any one turn.
+    A glance on few pictures comes first, as the slower one may be ten times as slow; on few pictures alone the
+    two can look alike where the second is twice as fast in training. The best time of each counts, because a
+    busy machine holds up any one turn.
     """
+
+    def turn(count: int) -> list[float]:
+        return [_timed(model, precision, size, where, count).train for precision in candidates]
+
+    first, second = turn(GLANCE)
+    if second >= HOPELESS * first:
+        return candidates[0]
     turns: list[list[float]] = []
     while len(turns) < TURNS:
-        turns.append([_timed(model, precision, size, where, TRIAL_BATCH // 8).train for precision in candidates])
+        turns.append(turn(TRIAL_BATCH if _small(model) else TRIAL_BATCH // 2))
         first, second = map(min, zip(*turns, strict=True))
         if second >= 0.9 * first:
             return candidates[0]
     return candidates[1]
+
+
+def _small(model: nn.Module) -> bool:
+    return sum(weights.numel() for weights in model.parameters()) < SMALL
 
 
 def _timed(
