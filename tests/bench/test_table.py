@@ -122,7 +122,9 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
         for seed in range(3)
         for m in whole((seed,))
     ]
-    assert said(once, "badloss") == ["pixel was learned with 2 of 3 seeds only: 90%, 90%, 20% undefended"]
+    assert said(once, "badloss") == [
+        "pixel was learned with 2 of 3 seeds only: 90%, 90%, 20% undefended, 3%, 3%, 3% by models without poison"
+    ]
     apart = [m for m in one if (m["defence"] == "oracle") <= (m["origin"]["setting"]["seed"] == 2)]
     assert said(apart, "badloss") == []
     apart = [m for m in apart if (m["defence"] == "none") <= (m["origin"]["setting"]["seed"] < 2)]

@@ -83,10 +83,14 @@ def _not_learned(undefended: Group | None, clean: Group | None, names: Mapping[s
             )
         elif learned < len(seeds):
             said.append(
-                f"{label} was learned with {learned} of {len(seeds)} seeds only: "
-                f"{', '.join(f'{rate:.0%}' for rate in fooled)} undefended"
+                f"{label} was learned with {learned} of {len(seeds)} seeds only: {_listed(fooled)} undefended, "
+                f"{_listed(usual)} by models without poison"
             )
     return said
+
+
+def _listed(rates: Sequence[float]) -> str:
+    return ", ".join(f"{rate:.0%}" for rate in rates)
 
 
 def _few(group: Group) -> list[tuple[str, int]]:
