@@ -1,0 +1,255 @@
+"""Which pictures of a class share a pattern: the mathematics of ``pattern``, on pixels alone.
+
+What is laid over a picture moves it by about the same vector, whatever it shows. Pixels are first whitened: what
+is left of a picture after its class's mean has variance one in every direction, so that faint stripes, which pictures
+hardly ever have, count for as much as a bright sky, which many have. A pattern that a part of a class shares is then
+a direction in which that class varies more than it should; and along it, those pictures are a tail that is on one side,
+that other classes do not have, and that the class's probes do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from untaint import rng
+from untaint.examples import Examples
+from untaint.progress import Progress
+
+__all__ = ["Pixels", "Tail", "directions_of", "once_each", "patterns", "tail"]
+
+FAINT = 1e-3  # variance added in every direction: what is fainter (8 of 255 levels) is not lifted further
+BLOCK = 2_000  # pictures read at a time
+MOST = 5_000  # rows of a class by which its directions are found
+OTHERS = 8_000  # rows of other classes with which a class is compared
+FEWEST = 20  # a class with fewer rows has no patterns
+TURNS = 8  # of the search for directions
+SPARE = 10  # directions more than are asked for, dropped afterwards
+NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
+NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
+VOUCHED = 3  # so many probes of a class can say where its middle is
+APART = 4.0  # deviations from its median by which they are believed: three probes are often wrong by two
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Pictures as rows of a table: float32 in [0, 1], averaged down to at most ``side`` pixels a side, less their class's mean."""
+
+    examples: Examples
+    side: int
+    where: torch.device
+    means: Tensor | None = None
+
+    def read(self, rows: NDArray[np.int64]) -> Tensor:
+        """Return float32 (rows, channels x side x side)."""
+        images = torch.from_numpy(np.ascontiguousarray(self.examples.images[rows])).to(self.where).float().div_(255)
+        if images.shape[-1] > self.side:
+            images = torch.nn.functional.interpolate(images, size=(self.side, self.side), mode="area")
+        table = images.flatten(1)
+        if self.means is not None:
+            table -= self.means[torch.from_numpy(self.examples.labels[rows]).to(self.where)]
+        return table
+
+    def blocks(self, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+        """Go through rows, some at a time."""
+        for start in range(0, len(rows), BLOCK):
+            part = rows[start : start + BLOCK]
+            yield part, self.read(part)
+
+    def centred(self) -> Pixels:
+        """Return the same less the mean of each class."""
+        labels = self.examples.labels
+        counts = np.bincount(labels[self.examples.rows], minlength=int(labels.max()) + 1)
+        means: Tensor | None = None
+        for part, table in self.blocks(self.examples.rows):
+            if means is None:
+                means = torch.zeros(len(counts), table.shape[1], device=self.where)
+            means.index_add_(0, torch.from_numpy(labels[part]).to(self.where), table)
+        assert means is not None
+        means /= torch.from_numpy(np.maximum(counts, 1)).to(self.where)[:, None]
+        return Pixels(self.examples, self.side, self.where, means)
+
+    def spread(self) -> Tensor:
+        """Return the lower Cholesky factor of the covariance within classes, a little widened: (width, width)."""
+        total: Tensor | None = None
+        for _, table in self.blocks(self.examples.rows):
+            product = table.T @ table
+            total = product if total is None else total.add_(product)
+        assert total is not None
+        total /= len(self.examples)
+        total.diagonal().add_(FAINT)
+        factor: Tensor = torch.linalg.cholesky(total)
+        return factor
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How far out in a tail each row is.
+
+    ``excess``: the logarithm of how many times as many rows lie at least as far out as are to be expected there.
+    ``alike``: how many do, and ``expected``. All (rows,).
+    """
+
+    excess: NDArray[np.float32]
+    alike: NDArray[np.float32]
+    expected: NDArray[np.float32]
+
+
+def patterns(
+    pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, progress: Progress
+) -> dict[str, NDArray[np.float32]]:
+    """Return each row's most telling tail, float32 (all rows,) each: ``excess``, ``alike``, ``expected``, ``deviations``.
+
+    ``count``: how many directions of each class are looked along. nan where a row is no member; 0 for classes with fewer than 20 rows.
+    """
+    examples = pixels.examples
+    labels, rows = examples.labels, examples.rows
+    found = {
+        name: np.full(examples.total, np.nan, np.float32) for name in ("excess", "alike", "expected", "deviations")
+    }
+    for values in found.values():
+        values[rows] = 0
+    with progress.step("look for patterns", 2 * len(rows)) as step:
+        pixels = pixels.centred()
+        factor = pixels.spread()
+        step.advance(len(rows))
+        generator = torch.Generator().manual_seed(rng.derive(seed, "defenses/pattern"))
+        start = torch.randn(len(factor), count + SPARE, generator=generator).to(pixels.where)
+        for label in np.unique(labels[rows]):
+            members = rows[labels[rows] == label]
+            if len(members) >= FEWEST:
+                others = rng.choose(seed, "defenses/pattern/others", rows[labels[rows] != label], OTHERS)
+                own = probes[labels[probes] == label]
+                for name, values in _of_class(pixels, factor, members, others, own, start, seed).items():
+                    found[name][members] = values
+            step.advance(len(members))
+    return found
+
+
+def _of_class(
+    pixels: Pixels,
+    factor: Tensor,
+    members: NDArray[np.int64],
+    others: NDArray[np.int64],
+    probes: NDArray[np.int64],
+    start: Tensor,
+    seed: int,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the most telling tail of each member of a class."""
+    looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
+    points = _whitened(pixels.read(looked), factor)
+    weights = once_each(points, points, len(members))
+    count = min(start.shape[1] - SPARE, len(looked) // 4)
+    along = directions_of(points, weights, start[:, : count + SPARE])[:, :count]
+    back = torch.linalg.solve_triangular(factor.T, along, upper=True)  # whitening and looking along, in one
+
+    def seen(rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        parts = [(table @ back).cpu().numpy() for _, table in pixels.blocks(rows)]
+        return np.concatenate([np.empty((0, count), np.float32), *parts])
+
+    if len(looked) < len(members):
+        parts = [once_each(_whitened(table, factor), points, len(members)) for _, table in pixels.blocks(members)]
+        weights = torch.cat(parts)
+    counted = weights.cpu().numpy()
+    mine, theirs, vouched = _measured(seen(members), seen(others), seen(probes))
+    best = {name: np.zeros(len(members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
+    for index in range(count):
+        for sign in (1, -1):
+            one = tail(sign * mine[:, index], counted, sign * theirs[:, index], sign * vouched[:, index])
+            more = one.excess > best["excess"]
+            for name, values in (*vars(one).items(), ("deviations", sign * mine[:, index])):
+                best[name][more] = values[more]
+    return best
+
+
+def _whitened(table: Tensor, factor: Tensor) -> Tensor:
+    """Return float32 (rows, width), in which what pictures have within their classes has variance one."""
+    whitened: Tensor = torch.linalg.solve_triangular(factor, table.T, upper=False)
+    return whitened.T.contiguous()
+
+
+def once_each(points: Tensor, among: Tensor, total: int) -> Tensor:
+    """Return what each row counts, (rows,): near-duplicates share one count, by their squared cosines.
+
+    ``among``: the rows that they may be duplicates of, which stand for ``total``.
+    """
+    first, second = (table / table.norm(dim=1, keepdim=True).clamp(min=1e-6) for table in (points, among))
+    parts = [(part @ second.T).square_().sum(1) for part in first.split(BLOCK)]
+    return 1 / (torch.cat(parts) * (total / len(among))).clamp(min=1)
+
+
+def directions_of(points: Tensor, weights: Tensor, start: Tensor) -> Tensor:
+    """Return the directions in which weighted rows of length one vary most, (width, directions), by subspace iteration.
+
+    ``start``: (width, directions), any. Each row counts by direction only: one odd picture makes no pattern.
+    """
+    table = points * (weights.sqrt() / points.norm(dim=1).clamp(min=1e-6))[:, None]
+    along: Tensor = start
+    for _ in range(TURNS):
+        along = torch.linalg.qr(table.T @ (table @ along)).Q
+    _, _, right = torch.linalg.svd(table @ along, full_matrices=False)
+    sorted_out: Tensor = along @ right.T
+    return sorted_out
+
+
+def _measured(
+    members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
+
+    The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
+    may be most of a class, but of no probes.
+    """
+    usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
+    middle = np.median(members, axis=0)
+    away = np.abs(others - usual) if len(others) else np.abs(members - middle)
+    deviation = np.maximum(1.4826 * np.median(away, axis=0), NARROW)
+    if len(probes) >= VOUCHED:
+        vouched = np.median(probes, axis=0)
+        middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
+    return (
+        ((members - middle) / deviation).astype(np.float32),
+        ((others - usual) / deviation).astype(np.float32),
+        ((probes - middle) / deviation).astype(np.float32),
+    )
+
+
+def tail(
+    values: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    others: NDArray[np.float32],
+    probes: NDArray[np.float32],
+) -> Tail:
+    """Return how far out each row is in the right tail of its class, along one direction.
+
+    ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
+    far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
+    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left.
+    """
+    order = np.argsort(-values, kind="stable")
+    sorted_values, counts, total = values[order], weights[order], float(weights.sum())
+    alike = np.cumsum(counts)
+    left = np.concatenate([[0.0], np.cumsum(counts[::-1])])  # counts from the leftmost row on
+    expected = left[np.searchsorted(np.sort(values), -sorted_values, side="right")]
+    for some in (others, probes):
+        if len(some):
+            beyond = len(some) - np.searchsorted(np.sort(some), sorted_values, side="left")
+            expected = np.maximum(expected, beyond * (total / len(some)))
+    ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
+    excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
+    place = _first_of_best(ratio, excess)
+    found = [np.empty(len(values), np.float32) for _ in range(3)]
+    for values_found, made in zip(found, (excess, alike[place], expected[place]), strict=True):
+        values_found[order] = made
+    return Tail(*found)
+
+
+def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each row, from the outermost inwards, the index of the place further in that its excess is read off."""
+    index = np.where(ratio >= excess, np.arange(len(ratio)), len(ratio) - 1)
+    return np.minimum.accumulate(index[::-1])[::-1]

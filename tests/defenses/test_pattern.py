@@ -1,0 +1,219 @@
+"""Patterns in pixels: the mathematics against slow versions, and what is found in made-up and in real pictures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+import small
+import untaint as ut
+from untaint import samples
+from untaint.attacks import ATTACKS
+from untaint.defenses import Task
+from untaint.defenses._pattern import NEAR, Pixels, directions_of, once_each, tail
+from untaint.defenses.pattern import Pattern
+from untaint.errors import SpecError
+from untaint.examples import Examples
+from untaint.poisoning import poison
+from untaint.progress import Silent
+from untaint.scores import Fraction
+
+CPU = torch.device("cpu")
+DEVIATIONS = st.floats(-12, 12, width=32).map(lambda value: round(value, 2))
+
+
+def task(scratch, examples, probes, seed=0) -> Task:
+    return Task(
+        examples=examples,
+        probes=probes,
+        preset=small.preset(),
+        rule=Fraction(0.1),
+        scratch=scratch,
+        seed=seed,
+        progress=Silent(),
+    )
+
+
+def noisy(count=600, side=8, classes=3, seed=0):
+    """Pictures without fine stripes, as float (count, 3, side, side), and labels."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(count, 3, side, side))
+    for axis in (2, 3):
+        images = (2 * images + np.roll(images, 1, axis) + np.roll(images, -1, axis)) / 4
+    return 120 + 60 * images + generator.normal(size=images.shape), np.arange(count) % classes
+
+
+def striped(images, poisoned):
+    """The same as pictures in bytes, with stripes of a few levels on some."""
+    images[poisoned] += 6 * np.where(np.arange(images.shape[-1]) % 2, 1, -1)
+    return images.clip(0, 255).astype(np.uint8)
+
+
+@given(
+    arrays(np.float32, st.integers(1, 25), elements=DEVIATIONS),
+    arrays(np.float32, st.integers(0, 25), elements=DEVIATIONS),
+    arrays(np.float32, st.integers(0, 6), elements=DEVIATIONS),
+    st.integers(0, 2**31),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_tail_is_counted_as_one_would_by_hand(values, others, probes, seed):
+    weights = np.random.default_rng(seed).uniform(0.1, 1, len(values)).astype(np.float32)
+    total = weights.sum()
+
+    def ratio(cut):
+        """How many lie at least as far out as ``cut``, over how many are to be expected."""
+        alike = weights[values >= cut].sum()
+        expected = max(
+            weights[values <= -cut].sum(),
+            total * (others >= cut).mean() if len(others) else 0,
+            total * (probes >= cut).mean() if len(probes) else 0,
+        )
+        return math.log((alike + 1) / (expected + 1)) if cut > NEAR else 0.0
+
+    found = tail(values, weights, others, probes)
+    for value, excess, alike, expected in zip(values, found.excess, found.alike, found.expected, strict=True):
+        assert excess == pytest.approx(max(0.0, *(ratio(cut) for cut in values if cut <= value)), abs=1e-4)
+        if excess > 0:
+            assert excess == pytest.approx(math.log((alike + 1) / (expected + 1)), abs=1e-4)
+
+
+@given(st.integers(1, 12), st.integers(1, 8), st.integers(0, 2**31))
+@settings(max_examples=40, deadline=None)
+def test_near_duplicates_share_one_count(rows, width, seed):
+    points = torch.from_numpy(np.random.default_rng(seed).normal(size=(rows, width)).astype(np.float32))
+    counts = once_each(points, points, rows)
+    for index, one in enumerate(points):
+        squared = [float(one @ other / (one.norm() * other.norm())) ** 2 for other in points]
+        assert float(counts[index]) == pytest.approx(1 / max(1, sum(squared)), rel=1e-4)
+    twice = torch.cat([points, points])
+    assert torch.allclose(once_each(twice, twice, 2 * rows)[:rows], counts / 2, rtol=1e-4)
+    assert torch.allclose(once_each(points, twice, 2 * rows), counts / 2, rtol=1e-4), "a sample stands for all"
+
+
+def test_directions_are_those_in_which_rows_of_length_one_vary_most():
+    generator = np.random.default_rng(0)
+    points = generator.normal(size=(200, 30)).astype(np.float32)
+    points[:60] += 12 * np.eye(30, dtype=np.float32)[3]
+    points[60:100] += 12 * np.eye(30, dtype=np.float32)[7]
+    points[150] *= 1e4  # one odd picture
+    weights = generator.uniform(0.2, 1, 200).astype(np.float32)
+    lengths = np.linalg.norm(points, axis=1)
+    _, _, right = np.linalg.svd(points * (np.sqrt(weights) / lengths)[:, None])
+    found = directions_of(torch.from_numpy(points), torch.from_numpy(weights), torch.randn(30, 6))
+    assert np.allclose((found.T @ found).numpy(), np.eye(6), atol=1e-4)
+    assert abs(float(found[:, 0] @ torch.from_numpy(right[0]))) > 0.999
+    assert abs(float(found[:, 1] @ torch.from_numpy(right[1]))) > 0.99
+
+
+def test_faint_stripes_on_a_third_of_a_class_are_found_and_nothing_else(tmp_path):
+    images, labels = noisy()
+    poisoned = np.arange(0, 180, 3)  # all of class 0
+    examples = Examples.of(striped(images, poisoned), labels)
+    probes = np.arange(300, 420)
+    found = Pattern().score(task(tmp_path, examples, probes))
+    clean = np.setdiff1d(examples.rows, poisoned)
+    assert (found.values[poisoned] > 2.3).mean() > 0.95
+    assert (found.values[clean] > 2.3).mean() < 0.02
+    said = Pattern().explain(found, poisoned[:1])
+    assert "deviations along a pattern" in said[0]
+
+
+def test_poison_may_be_most_of_a_class_if_its_probes_are_clean(tmp_path):
+    images, labels = noisy()
+    poisoned = np.arange(0, 420, 3)  # 140 of the 200 of class 0
+    examples = Examples.of(striped(images, poisoned), labels)
+    found = Pattern().score(task(tmp_path, examples, np.arange(480, 600))).values
+    clean = np.setdiff1d(examples.rows, poisoned)
+    assert (found[poisoned] > 2.3).mean() > 0.95
+    assert (found[clean] > 2.3).mean() < 0.02
+
+
+def test_classes_of_few_pictures_and_other_rows_have_no_patterns(tmp_path):
+    images, labels = noisy(130)
+    labels = np.where(np.arange(130) < 19, 1, 0)
+    examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
+    found = Pattern().score(task(tmp_path, examples, np.arange(20, 60)))
+    assert (found.values[:19] == 0).all()
+    assert Pattern().explain(found, np.arange(1)) == ["no pattern stands out"]
+    part = examples.without(np.arange(100, 130))
+    assert np.isnan(Pattern().score(task(tmp_path, part, np.arange(20, 60))).values[100:]).all()
+
+
+@pytest.mark.parametrize("probes", [0, 1, 8])
+def test_few_probes_or_none_are_enough(tmp_path, probes):
+    images, labels = noisy()
+    poisoned = np.arange(0, 120, 3)
+    examples = Examples.of(striped(images, poisoned), labels)
+    found = Pattern().score(task(tmp_path, examples, np.arange(300, 300 + probes))).values
+    assert (found[poisoned] > 2.3).mean() > 0.95
+    assert (np.delete(found, poisoned) > 2.3).mean() < 0.02
+
+
+def test_a_class_alone_can_be_compared_with_nobody(tmp_path):
+    examples = Examples.of(striped(noisy()[0], np.arange(100)), np.zeros(600, dtype=np.int64))
+    assert np.isfinite(Pattern().score(task(tmp_path, examples, np.arange(300, 400))).values).all()
+
+
+def test_alike_pictures_and_blank_ones_raise_nothing(tmp_path):
+    alike = np.repeat(noisy(1)[0], 90, axis=0).clip(0, 255).astype(np.uint8)
+    for images in (alike, np.zeros_like(alike)):
+        examples = Examples.of(images, np.arange(90) % 3)
+        values = Pattern().score(task(tmp_path, examples, np.arange(10))).values
+        assert np.isfinite(values).all()
+        assert (values < 1).all()
+
+
+def test_large_pictures_are_averaged_down():
+    images, labels = noisy(20, side=16)
+    examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
+    table = Pixels(examples, 8, CPU).read(np.arange(5))
+    blocks = examples.images[:5].reshape(5, 3, 8, 2, 8, 2).mean(axis=(3, 5)) / 255
+    assert np.allclose(table.numpy(), blocks.reshape(5, -1), atol=1e-5)
+    assert Pixels(examples, 16, CPU).read(np.arange(5)).shape == (5, 3 * 16 * 16)
+
+
+def test_a_class_too_large_to_be_looked_at_whole_is_scored_whole(tmp_path, monkeypatch):
+    images, labels = noisy(900)
+    poisoned = np.arange(0, 300, 3)
+    examples = Examples.of(striped(images, poisoned), labels)
+    whole = Pattern().score(task(tmp_path, examples, np.arange(600, 900))).values
+    for name, count in (("MOST", 150), ("BLOCK", 64), ("OTHERS", 250)):
+        monkeypatch.setattr(f"untaint.defenses._pattern.{name}", count)
+    part = Pattern().score(task(tmp_path, examples, np.arange(600, 900))).values
+    for values in (whole, part):
+        assert (values[poisoned] > 2.3).mean() > 0.9
+        assert (np.delete(values, poisoned) > 2.3).mean() < 0.02
+
+
+def test_options_that_cannot_be_are_refused():
+    with pytest.raises(SpecError, match="directions is 0"):
+        Pattern(directions=0)
+
+
+def test_several_attacks_on_real_pictures_are_found_without_a_model(tmp_path):
+    """The packaged sample: at one in a hundred clean rows, most of five attacks at once."""
+    photos = ut.load(samples.path())
+    attacks = [
+        ATTACKS.build(text)
+        for text in (
+            "patch:target=0,rate=0.02",
+            "blend:target=1,rate=0.02",
+            "blend:pattern=lattice,alpha=0.1,target=2,rate=0.02",
+            "sinusoid:target=3,class-rate=0.2",
+            "frequency:target=4,rate=0.02",
+        )
+    ]
+    poisoned, ledger = poison(photos, attacks, seed=0)
+    found = Pattern().score(task(tmp_path, poisoned, ledger.clean()[:: len(ledger.clean()) // 250])).values
+    limit = np.quantile(found[ledger.clean()], 0.99)
+    for number in range(len(attacks)):
+        assert (found[ledger.poisoned(number)] > limit).mean() > 0.8, attacks[number]
+    shuffled = replace(task(tmp_path, poisoned, ledger.clean()[::20]), seed=1)
+    assert np.isfinite(Pattern().score(shuffled).values).all()
