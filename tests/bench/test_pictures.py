@@ -14,7 +14,7 @@ def full(seeds=(0, 1)):
     """Results with everything that plots are drawn from."""
     made = whole(seeds)
     for one in made:
-        one["stages"] = {"model": {"seconds": 60.0}, "watcher-a": {"seconds": 30.0}}
+        one["stages"] = {"model": {"core_seconds": 60.0}, "watcher-a": {"core_seconds": 30.0}}
         for found in one.get("detection", {}).values():
             found["curve"] = (CURVE ** (1 - found["auroc"] + 0.01)).tolist()
         if "detection" in one:
@@ -52,7 +52,7 @@ def test_what_is_not_there_is_not_drawn(tmp_path):
     failed = {**{key: full()[0][key] for key in ("title", "origin")}, "defence": "gap", "error": "no number"}
     assert draw([failed], tmp_path) == []
     alone = result("none")
-    alone["stages"] = {"model": {"seconds": 60.0}}
+    alone["stages"] = {"model": {"core_seconds": 60.0}}
     alone["model"]["attacks"], alone["poisoned"] = {}, {}
     assert draw([alone, failed], tmp_path) == []
     assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def result(defence, seed=0, accuracy=0.8, asr=(0.9, 0.9), share=0.0, auroc=None,
         "defence": defence,
         "hardware": "8 threads",
         "poisoned": dict.fromkeys(names, rows),
-        "stages": {"model": {"seconds": 90.0}, "watcher-a": {"seconds": 60.0}},
+        "stages": {"model": {"core_seconds": 90.0}, "watcher-a": {"core_seconds": 60.0}},
         "model": {
             "clean accuracy": accuracy,
             "attacks": {name: {"asr": rate, "asr stronger": rate} for name, rate in zip(names, asr, strict=True)},
@@ -143,7 +143,7 @@ def test_each_thing_that_makes_a_number_meaningless_is_said():
         {**m, "hardware": "a GPU"} if m["defence"] == "badloss" and m["origin"]["setting"]["seed"] else m for m in one
     ]
     assert said(moved, "badloss") == [
-        "seeds 1, 2 ran on a GPU, 'none' on 8 threads: minutes are not to be compared, and a trigger that is optimised comes out a little different"
+        "seeds 1, 2 ran on a GPU, 'none' on 8 threads: their cost is not to be compared, and a trigger that is optimised comes out a little different"
     ]
     assert said(moved, "cross-examination") == []
     failed = [*one[:-1], {**{k: one[-1][k] for k in ("title", "origin", "defence")}, "error": "the loss is nan"}]

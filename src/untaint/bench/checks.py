@@ -134,7 +134,7 @@ def _elsewhere(group: Group, undefended: Group | None) -> list[str]:
     seeds = f"seed{'s' if len(own) > 1 else ''} {', '.join(map(str, sorted(own)))}"
     return [
         f"{seeds} ran on {' and '.join(sorted(set(own.values())))}, 'none' on {' and '.join(sorted({usual[seed] for seed in own}))}: "
-        "minutes are not to be compared, and a trigger that is optimised comes out a little different"
+        "their cost is not to be compared, and a trigger that is optimised comes out a little different"
     ]
 
 

@@ -17,10 +17,10 @@ __all__ = [
     "attackers",
     "attackers_of",
     "clean_accuracy",
+    "core_minutes",
     "grouped",
     "labels",
     "mean_asr",
-    "minutes",
     "own",
     "spread",
 ]
@@ -131,9 +131,12 @@ def mean_asr(result: Result) -> float | None:
     return fmean(rates) if rates else None
 
 
-def minutes(result: Result) -> float:
-    """Return how long all the models of a cell took, those that it shares with others too."""
-    return sum(float(stage["seconds"]) for stage in result["stages"].values()) / 60
+def core_minutes(result: Result) -> float:
+    """Return the processor minutes, of all threads, of all the models of a cell, those that it shares with others too.
+
+    Unlike the clock's, they hardly depend on what else the machine has to do.
+    """
+    return sum(float(stage["core_seconds"]) for stage in result["stages"].values()) / 60
 
 
 def spread(values: Sequence[float]) -> tuple[float, float | None] | None:

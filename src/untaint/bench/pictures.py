@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from untaint import run
-from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, grouped, labels, mean_asr, minutes
+from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, core_minutes, grouped, labels, mean_asr
 from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
@@ -214,7 +214,7 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
 _PLOTS: dict[str, Callable[[str, Sequence[Group]], Any]] = {
     "roc": _roc,
     "rejection": _against(lambda result: 100 * float(result.get("removal", {}).get("share", 0.0)), "rejected, %"),
-    "cost": _against(minutes, "minutes of training"),
+    "cost": _against(core_minutes, "processor minutes of training"),
     "scores": _histograms,
     "trajectories": _bands,
 }

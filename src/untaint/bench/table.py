@@ -16,10 +16,10 @@ from untaint.bench.groups import (
     attack_success,
     attackers,
     clean_accuracy,
+    core_minutes,
     grouped,
     labels,
     mean_asr,
-    minutes,
     own,
     spread,
 )
@@ -62,7 +62,7 @@ COLUMNS = (
     Column("rejected", _removed("share"), None, "percent"),
     Column("precision", _removed("precision"), "more", "percent"),
     Column("recall", _removed("recall"), "more", "percent"),
-    Column("minutes", minutes, None, "plain"),
+    Column("core minutes", core_minutes, None, "plain"),
 )
 
 
@@ -88,7 +88,7 @@ def _attack_columns(groups: Sequence[Group]) -> tuple[list[Column], list[Column]
 def render(results: Sequence[Result], form: Format = "terminal", *, per_attack: bool = False) -> str:
     """Return the table of some results, setting by setting, with what is to be said against each line below it.
 
-    Mean and standard deviation over seeds; the best of each column in bold, among those of most seeds, the oracle apart; minutes are
+    Mean and standard deviation over seeds; the best of each column in bold, among those of most seeds, the oracle apart; processor minutes are
     those of all models that a defence needs, shared ones too. ``per_attack``:
     attack success and AUROC of each attack instead; settings with one attack each share a table.
     """
