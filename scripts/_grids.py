@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
 
 from _markdown import table
+from _words import what_it_says
 
 from untaint.bench import read_grid
-from untaint.bench.groups import Group, Result, attackers, clean_accuracy, grouped, labels, mean_asr
+from untaint.bench.groups import Result, attackers, grouped, labels
 from untaint.bench.pictures import draw
 from untaint.bench.runner import results_of
 from untaint.bench.table import render
@@ -21,7 +21,6 @@ KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
-BY_ITSELF = 0.2  # success of a trigger without poison that is said
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
     "With the same watcher, more pictures (and so more steps) make the paper's score worse at telling triggers that are easily learned, such as the patch and the lattice: "
@@ -29,15 +28,6 @@ RECORDINGS = (
     "by the same step. It is not the network alone, then; it seems to matter how far the triggers are learned while it watches. Whether the paper's "
     "recipe does better with more pictures, or with a larger network, is not known yet."
 )
-OTHERS = {
-    "spectral": (
-        "Spectral Signatures",
-        "It is told nothing of the poison, and sets 15 % of each class aside. Under several attacks the defences that the paper compares leave 63 % "
-        "on average; this one, with a target of its own for each attack, does far better here than the paper's score.",
-    ),
-    "clustering": ("Activation Clustering", ""),
-    "label-errors": ("Confident learning (cleanlab)", ""),
-}
 
 
 def benchmark(path: Path) -> str:
@@ -84,80 +74,6 @@ def recordings(found: Sequence[Result]) -> str:
         )
     drawn = table(["watcher", "pictures", *scores, *(f"paper's: {called[name]}" for name in attacks)], rows)
     return f"AUROC over all attacks, and of the paper's score by attack; one seed.\n\n{drawn}\n\n{RECORDINGS}"
-
-
-def what_it_says(found: Sequence[Result]) -> str:
-    """In words, with the figures of the first setting: several attackers on 20,000 pictures of CIFAR-10."""
-    groups = grouped(found)
-    own = {group.defence: group for group in groups if group.title == groups[0].title}
-    plain, oracle, cross = own["none"], own["oracle"], own["cross-examination"]
-    paper = own["badloss @ fraction:share=0.4"]
-    margins = own["badloss:observable=margin,centre=class @ fraction:share=0.4"]
-    lot = own["random @ fraction:share=0.4"]
-
-    def mean(group: Group, measure: Callable[[Result], float | None]) -> float:
-        return 100 * fmean(group.values(measure))
-
-    def points(group: Group) -> str:
-        same = plain.at(group.seeds)
-        return f"{mean(group, clean_accuracy) - mean(same, clean_accuracy):+.1f} points of clean accuracy"
-
-    def beside(group: Group) -> str:
-        if group.seeds == cross.seeds:
-            return ""
-        same = "seed" if len(group.seeds) == 1 else "seeds"
-        return f" (cross-examination with the same {same}: {mean(cross.at(group.seeds), mean_asr):.1f} %)"
-
-    def recall(group: Group) -> str:
-        return f"{mean(group, lambda result: result['removal']['recall']):.0f} %"
-
-    return "\n".join(
-        [
-            "What the first setting says:",
-            "",
-            f"- **The paper's score does poorly here.** That is the score on our watcher, 8 epochs of Muon on a small network, where the paper has 30 of AdamW on a "
-            f"ResNet-50; what that changes is asked further down (*What the paper's score needs*). It rejects 40 %, finds {recall(paper)} of the poison "
-            f"(40 % by lot: {recall(lot)}), and leaves a mean ASR of {mean(paper, mean_asr):.0f} % ({points(paper)}; by lot {points(lot)}). The plot of losses shows why: "
-            "what the small model learns of a trigger it learns within few epochs, and such poison has losses of a hundredth and less. Between curves of "
-            "cross-entropy that is a distance of about the median probe's own loss, while clean pictures that are hard to learn are several times as "
-            "far away. Only poison whose trigger is not learned stands out, by its wrong label.",
-            f"- **Its recording is good, and its idea.** Compared by margins beside the class's median, the same curves find {recall(margins)} at the same 40 %: "
-            f"mean ASR {mean(margins, mean_asr):.1f} %, {points(margins)}. These options were chosen on such attacks.",
-            f"- **Cross-examination** finds {recall(cross)} and sets {mean(cross, lambda result: result['removal']['share']):.1f} % aside: mean ASR "
-            f"{mean(cross, mean_asr):.1f} % where the oracle, which knows who is poisoned, leaves {mean(oracle, mean_asr):.1f} %, {points(cross)}. What it misses is mostly the "
-            "sinusoid, which keeps its right labels.",
-            *(
-                f"- **{name}** finds {recall(own[defence])} and sets {mean(own[defence], lambda result: result['removal']['share']):.1f} % aside: mean ASR "
-                f"{mean(own[defence], mean_asr):.1f} %{beside(own[defence])}, {points(own[defence])}. {remark}".strip()
-                for defence, (name, remark) in OTHERS.items()
-                if defence in own
-            ),
-            *by_themselves(oracle),
-        ]
-    )
-
-
-def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:
-    """The triggers that fool a model which never saw poison: attack, target, success rate, seed."""
-    called = dict(zip(oracle.finished[0]["poisoned"], labels(attackers([oracle])), strict=True))
-    return [
-        (called[name], found["target"], found["asr"], result["origin"]["setting"]["seed"])
-        for result in oracle.finished
-        for name, found in result["model"]["attacks"].items()
-        if found["asr"] > BY_ITSELF
-    ]
-
-
-def by_themselves(oracle: Group) -> list[str]:
-    cases = [
-        f"{attack} aimed at {target} {100 * rate:.0f} % (seed {seed})" for attack, target, rate, seed in fooling(oracle)
-    ]
-    if not cases:
-        return []
-    return [
-        f"- **Some triggers need no backdoor.** A model that never saw poison takes pictures with the trigger for the target: {'; '.join(cases)}. "
-        "No removal of poison leaves less than that there, and the mean ASR of such a seed says little of a defence."
-    ]
 
 
 def plots(path: Path) -> None:

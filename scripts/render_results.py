@@ -9,9 +9,10 @@ import json
 import sys
 from pathlib import Path
 
-from _grids import ROOT, benchmark, fooling, plots
+from _grids import ROOT, benchmark, plots
 from _markdown import percent, table
 from _scans import section
+from _words import fooling
 
 from untaint.bench import read_grid
 from untaint.bench.checks import flags

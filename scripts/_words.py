@@ -1,0 +1,180 @@
+"""What the tables of experiments/cpu.toml say, in words with their figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from untaint.bench.groups import Group, Result, attack_success, attackers, clean_accuracy, grouped, labels, mean_asr
+
+BY_ITSELF = 0.2  # success of a trigger without poison that is said
+LEFT = 0.2  # success of a trigger after a defence, above that without poison, that is said
+PAPER = "badloss @ fraction:share=0.4"
+MARGINS = "badloss:observable=margin,centre=class @ fraction:share=0.4"
+LOT = "random @ fraction:share=0.4"
+CROSS = "cross-examination"
+OTHERS = {
+    "spectral": "Spectral Signatures",
+    "clustering": "Activation Clustering",
+    "label-errors": "Confident learning (cleanlab)",
+    "pattern": "Pattern, which trains nothing before the clean model,",
+}
+
+REMARKS = {
+    "spectral": " It is told nothing of the poison, and sets 15 % of each class aside. Under several attacks on CIFAR-10 the defences that the paper compares leave "
+    "63 % on average; this one does far better here, where each attack has a target of its own.",
+}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The groups of one setting by defence, and what is said of each, in per cent over its seeds."""
+
+    own: dict[str, Group]
+
+    @classmethod
+    def of(cls, groups: Sequence[Group], title: str) -> Figures:
+        return cls({group.defence: group for group in groups if group.title == title})
+
+    def asr(self, defence: str) -> float:
+        return 100 * fmean(self.own[defence].values(mean_asr))
+
+    def points(self, defence: str) -> str:
+        group = self.own[defence]
+        same = self.own["none"].at(group.seeds)
+        more = fmean(group.values(clean_accuracy)) - fmean(same.values(clean_accuracy))
+        return f"{100 * more:+.1f} points of clean accuracy"
+
+    def removed(self, defence: str, what: str) -> float:
+        return 100 * fmean(self.own[defence].values(lambda result: result["removal"][what]))
+
+    def left(self, defence: str) -> list[str]:
+        """The attacks that still succeed, with their rates."""
+        group, clean = self.own[defence], self.own["oracle"]
+        called = dict(zip(group.finished[0]["poisoned"], labels(attackers([group])), strict=True))
+        rates = {
+            name: [
+                fmean(one.values(lambda result, name=name: attack_success(result, name)))
+                for one in (group, clean.at(group.seeds))
+            ]  # type: ignore[misc]
+            for name in called
+        }
+        return [f"{called[name]} {100 * own:.0f} %" for name, (own, usual) in rates.items() if own - usual > LEFT]
+
+    def line(self, defence: str, name: str) -> str:
+        """What a defence finds, sets aside and leaves."""
+        own = self.own[defence]
+        same = ""
+        if CROSS in self.own and own.seeds != self.own[CROSS].seeds:
+            seeds = "seed" if len(own.seeds) == 1 else "seeds"
+            same = f" (cross-examination with the same {seeds}: {100 * fmean(self.own[CROSS].at(own.seeds).values(mean_asr)):.1f} %)"
+        return (
+            f"- **{name}** finds {self.removed(defence, 'recall'):.0f} % and sets {self.removed(defence, 'share'):.1f} % aside: mean ASR "
+            f"{self.asr(defence):.1f} %{same}, {self.points(defence)}."
+        )
+
+
+def what_it_says(found: Sequence[Result]) -> str:
+    """The words on every setting of which enough is finished."""
+    groups = grouped(found)
+    several = [group.title for group in groups if len(attackers([group])) > 1]
+    first, *others = (Figures.of(groups, title) for title in dict.fromkeys(several))
+    parts = [
+        on_the_first(first),
+        *(on_another(one, title) for one, title in zip(others, list(dict.fromkeys(several))[1:], strict=True)),
+    ]
+    return "\n\n".join([*parts, *one_at_a_time(groups)])
+
+
+def on_the_first(own: Figures) -> str:
+    """Several attackers on 20,000 pictures of CIFAR-10."""
+    return "\n".join(
+        [
+            "What the first setting says:",
+            "",
+            f"- **The paper's score does poorly here.** That is the score on our watcher, 8 epochs of Muon on a small network, where the paper has 30 of AdamW on a "
+            f"ResNet-50; what that changes is asked further down (*What the paper's score needs*). It rejects 40 %, finds {own.removed(PAPER, 'recall'):.0f} % of the poison "
+            f"(40 % by lot: {own.removed(LOT, 'recall'):.0f} %), and leaves a mean ASR of {own.asr(PAPER):.0f} % ({own.points(PAPER)}; by lot {own.points(LOT)}). "
+            "The plot of losses shows why: what the small model learns of a trigger it learns within few epochs, and such poison has losses of a hundredth and less. "
+            "Between curves of cross-entropy that is a distance of about the median probe's own loss, while clean pictures that are hard to learn are several times as "
+            "far away. Only poison whose trigger is not learned stands out, by its wrong label.",
+            f"- **Its recording is good, and its idea.** Compared by margins beside the class's median, the same curves find {own.removed(MARGINS, 'recall'):.0f} % at the same "
+            f"40 %: mean ASR {own.asr(MARGINS):.1f} %, {own.points(MARGINS)}. These options were chosen on such attacks.",
+            own.line(CROSS, "Cross-examination")
+            + f" The oracle, which knows who is poisoned, leaves {own.asr('oracle'):.1f} %. What it misses is mostly the sinusoid, which keeps its right labels.",
+            *(
+                own.line(defence, name) + REMARKS.get(defence, "")
+                for defence, name in OTHERS.items()
+                if defence in own.own
+            ),
+            *by_themselves(own.own["oracle"]),
+        ]
+    )
+
+
+def on_another(own: Figures, title: str) -> str:
+    """The same attackers on other pictures."""
+    said = []
+    if CROSS in own.own and "oracle" in own.own:
+        clean = 100 - own.removed(CROSS, "precision")
+        left = own.left(CROSS)
+        said.append(
+            own.line(CROSS, "Cross-examination")
+            + f" Undefended it is {own.asr('none'):.1f} %, without poison {own.asr('oracle'):.1f} %. "
+            + f"Of what it set aside {clean:.0f} % is clean, where a tenth is stated."
+            + (f" It leaves: {', '.join(left)}." if left else "")
+        )
+    said += [
+        own.line(defence, name)
+        for defence, name in ((PAPER, "The paper's score"), (MARGINS, "The same on margins"))
+        if defence in own.own
+    ]
+    said += [own.line(defence, name) for defence, name in OTHERS.items() if defence in own.own]
+    return "\n".join([f"What the setting *{title}* says:", "", *said])
+
+
+def one_at_a_time(groups: Sequence[Group]) -> list[str]:
+    """Settings with one attacker each: the mean over them, and what is left by name."""
+    titles = dict.fromkeys(group.title for group in groups if len(attackers([group])) == 1)
+    whole = [
+        one
+        for one in (Figures.of(groups, title) for title in titles)
+        if {"none", "oracle", PAPER, CROSS} <= set(one.own)
+    ]
+    if not whole:
+        return []
+
+    def mean(defence: str) -> str:
+        accuracy = fmean(value for one in whole for value in one.own[defence].values(clean_accuracy))
+        return f"{fmean(one.asr(defence) for one in whole):.1f} % (clean accuracy {100 * accuracy:.1f} %)"
+
+    left = [text for one in whole for text in one.left(CROSS)]
+    return [
+        f"One attacker at a time ({len(whole)} settings, one seed each): mean ASR undefended {mean('none')}, without poison {mean('oracle')}, after the paper's score "
+        f"{mean(PAPER)}, after cross-examination {mean(CROSS)}."
+        + (f" Cross-examination leaves: {', '.join(left)}." if left else "")
+    ]
+
+
+def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:
+    """The triggers that fool a model which never saw poison: attack, target, success rate, seed."""
+    called = dict(zip(oracle.finished[0]["poisoned"], labels(attackers([oracle])), strict=True))
+    return [
+        (called[name], found["target"], found["asr"], result["origin"]["setting"]["seed"])
+        for result in oracle.finished
+        for name, found in result["model"]["attacks"].items()
+        if found["asr"] > BY_ITSELF
+    ]
+
+
+def by_themselves(oracle: Group) -> list[str]:
+    cases = [
+        f"{attack} aimed at {target} {100 * rate:.0f} % (seed {seed})" for attack, target, rate, seed in fooling(oracle)
+    ]
+    if not cases:
+        return []
+    return [
+        f"- **Some triggers need no backdoor.** A model that never saw poison takes pictures with the trigger for the target: {'; '.join(cases)}. "
+        "No removal of poison leaves less than that there, and the mean ASR of such a seed says little of a defence."
+    ]
