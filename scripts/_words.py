@@ -34,10 +34,13 @@ class Figures:
     """The groups of one setting by defence, and what is said of each, in per cent over its seeds."""
 
     own: dict[str, Group]
+    called: dict[str, str]  # the short name of each attack's text
 
     @classmethod
     def of(cls, groups: Sequence[Group], title: str) -> Figures:
-        return cls({group.defence: group for group in groups if group.title == title})
+        texts = attackers(groups)
+        own = {group.defence: group for group in groups if group.title == title}
+        return cls(own, dict(zip(texts, labels(texts), strict=True)))
 
     def asr(self, defence: str) -> float:
         return 100 * fmean(self.own[defence].values(mean_asr))
@@ -53,16 +56,13 @@ class Figures:
 
     def left(self, defence: str) -> list[str]:
         """The attacks that still succeed, with their rates."""
-        group, clean = self.own[defence], self.own["oracle"]
-        called = dict(zip(group.finished[0]["poisoned"], labels(attackers([group])), strict=True))
-        rates = {
-            name: [
-                fmean(one.values(lambda result, name=name: attack_success(result, name)))
-                for one in (group, clean.at(group.seeds))
-            ]  # type: ignore[misc]
-            for name in called
-        }
-        return [f"{called[name]} {100 * own:.0f} %" for name, (own, usual) in rates.items() if own - usual > LEFT]
+        group, clean = self.own[defence], self.own["oracle"].at(self.own[defence].seeds)
+        said = []
+        for name, text in zip(group.finished[0]["poisoned"], attackers([group]), strict=True):
+            own, usual = (fmean(rate(one, name)) for one in (group, clean))
+            if own - usual > LEFT:
+                said.append(f"{self.called[text]} {100 * own:.0f} %")
+        return said
 
     def line(self, defence: str, name: str) -> str:
         """What a defence finds, sets aside and leaves."""
@@ -75,6 +75,10 @@ class Figures:
             f"- **{name}** finds {self.removed(defence, 'recall'):.0f} % and sets {self.removed(defence, 'share'):.1f} % aside: mean ASR "
             f"{self.asr(defence):.1f} %{same}, {self.points(defence)}."
         )
+
+
+def rate(group: Group, attack: str) -> list[float]:
+    return group.values(lambda result: attack_success(result, attack))
 
 
 def what_it_says(found: Sequence[Result]) -> str:

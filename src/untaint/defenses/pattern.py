@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from untaint.defenses._pattern import Pixels, patterns
@@ -21,7 +22,7 @@ __all__ = ["Pattern"]
 class Pattern(Detector):
     """How many times as many pictures of a class share a pattern as are to be expected, as a logarithm; no model is trained.
 
-    Finds what is laid over pictures or painted on them at a fixed place, however faint, in seconds. ``directions``: how many
+    Finds what is laid over pictures or painted on them at a fixed place, faint things too, in seconds. ``directions``: how many
     are looked along in each class. ``side``: larger pictures are averaged down to so many pixels a side. A score of 2.3 says that a tenth
     as many were to be expected, by the class's other tail, by other classes, and by its probes: the rule taken here.
     """
@@ -38,7 +39,10 @@ class Pattern(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return the excess of every row's most telling tail."""
-        pixels = Pixels(task.examples, self.side, task.where or device())
+        place = task.where or device()
+        if place.type == "mps":  # which has no Cholesky factors
+            place = torch.device("cpu")
+        pixels = Pixels(task.examples, self.side, place)
         found = patterns(pixels, task.probes, self.directions, task.seed, task.progress)
         return Scores(values=found["excess"], name="pattern", parts=found)
 
