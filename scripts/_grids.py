@@ -23,10 +23,11 @@ KINDS = {
 }
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
-    "With the same watcher, more pictures (and so more steps) make the paper's score worse at telling triggers that are easily learned, such as the patch and the lattice: "
-    "below one half, it takes them for the least suspicious of all. While they are not yet learned, they stand out by their wrong labels. Scores on margins gain "
-    "by the same step. It is not the network alone, then; it seems to matter how far the triggers are learned while it watches. Whether the paper's "
-    "recipe does better with more pictures, or with a larger network, is not known yet."
+    "With either recipe of the small proxy, more pictures (and so more steps) make the paper's score worse, and worst at triggers that are easily learned, such as the patch "
+    "and the lattice: below one half, it takes them for the least suspicious of all. While they are not yet learned, they stand out by their wrong labels. Scores on "
+    "margins gain by the same step. ResNet-18, on 5,000 pictures for 10 epochs, does no better than the proxy. The paper's score is above that on margins by class once, "
+    "with its own recipe on 5,000 pictures. So neither that recipe nor a larger network alone makes up for it; it seems to matter how far the triggers are learned "
+    "while it watches. Whether its ResNet-50 on 50,000 pictures for 30 epochs behaves otherwise is not known: it needs a GPU."
 )
 
 
