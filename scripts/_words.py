@@ -155,10 +155,11 @@ def one_at_a_time(groups: Sequence[Group]) -> list[str]:
         accuracy = fmean(value for one in whole for value in one.own[defence].values(clean_accuracy))
         return f"{fmean(one.asr(defence) for one in whole):.1f} % (clean accuracy {100 * accuracy:.1f} %)"
 
-    left = [text for one in whole for text in one.left(CROSS)]
+    learned, left = ([text for one in whole for text in one.left(defence)] for defence in ("none", CROSS))
     return [
         f"One attacker at a time ({len(whole)} settings, one seed each): mean ASR undefended {mean('none')}, without poison {mean('oracle')}, after the paper's score "
         f"{mean(PAPER)}, after cross-examination {mean(CROSS)}."
+        + (f" Learned by the undefended models: {', '.join(learned)}." if learned else "")
         + (f" Cross-examination leaves: {', '.join(left)}." if left else "")
     ]
 
