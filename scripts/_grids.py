@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _markdown import table
-from _words import what_it_says
+from _words import on_resnet18, what_it_says
 
 from untaint.bench import read_grid
 from untaint.bench.groups import Result, attackers, grouped, labels
@@ -21,6 +21,7 @@ KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
+WORDS = {"cpu": what_it_says, "resnet18": on_resnet18}
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
     "With either recipe of the small proxy, more pictures (and so more steps) make the paper's score worse, and worst at triggers that are easily learned, such as the patch "
@@ -46,7 +47,7 @@ def benchmark(path: Path) -> str:
             render(found, "markdown"),
             render(found, "markdown", per_attack=True).partition("Beware:")[0],
             shown(grid.name),
-            what_it_says(found) if grid.name == "cpu" else "",
+            WORDS[grid.name](found) if grid.name in WORDS else "",
         ]
     said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}."
     return "\n\n".join([f"## {grid.title}", said, *parts]).strip()

@@ -1,4 +1,4 @@
-"""What the tables of experiments/cpu.toml say, in words with their figures."""
+"""What the tables of experiments/cpu.toml and resnet18.toml say, in words with their figures."""
 
 from __future__ import annotations
 
@@ -185,3 +185,16 @@ def by_themselves(oracle: Group) -> list[str]:
         f"- **Some triggers need no backdoor.** A model that never saw poison takes pictures with the trigger for the target: {'; '.join(cases)}. "
         "No removal of poison leaves less than that there, and the mean ASR of such a seed says little of a defence."
     ]
+
+
+def on_resnet18(found: Sequence[Result]) -> str:
+    """Which attacks a network as the field uses it learns."""
+    groups = grouped(found)
+    own = Figures.of(groups, groups[0].title)
+    if not {"none", "oracle"} <= set(own.own):
+        return ""
+    return (
+        f"ResNet-18, trained on {own.own['none'].finished[0]['rows']:,} pictures, learns these by more than {100 * LEFT:.0f} points above a model without poison: "
+        f"{', '.join(own.left('none')) or 'none'}. Mean ASR {own.asr('none'):.0f} %, without poison {own.asr('oracle'):.0f} %; one seed, few pictures, far more poison among "
+        "them than elsewhere here."
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -114,7 +113,7 @@ def test_directions_are_those_in_which_rows_of_length_one_vary_most():
 
 def test_faint_stripes_on_a_third_of_a_class_are_found_and_nothing_else(tmp_path):
     images, labels = noisy()
-    poisoned = np.arange(0, 180, 3)  # all of class 0
+    poisoned = np.arange(0, 180, 3)
     examples = Examples.of(striped(images, poisoned), labels)
     probes = np.arange(300, 420)
     found = Pattern().score(task(tmp_path, examples, probes))
@@ -215,5 +214,3 @@ def test_several_attacks_on_real_pictures_are_found_without_a_model(tmp_path):
     limit = np.quantile(found[ledger.clean()], 0.99)
     for number in range(len(attacks)):
         assert (found[ledger.poisoned(number)] > limit).mean() > 0.8, attacks[number]
-    shuffled = replace(task(tmp_path, poisoned, ledger.clean()[::20]), seed=1)
-    assert np.isfinite(Pattern().score(shuffled).values).all()
