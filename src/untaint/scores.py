@@ -31,6 +31,7 @@ __all__ = [
     "KeepPerClass",
     "Rule",
     "Scores",
+    "Trigger",
     "Verdict",
     "in_turns",
     "parse_rule",
@@ -39,16 +40,34 @@ __all__ = [
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Trigger:
+    """What some rows of one label have in common, as a picture.
+
+    ``label``; ``rows``: who has it, int64; ``change``: float32 (channel, height, width), by how much their pictures differ from others
+    of the label, in parts of full brightness. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other labels is taken
+    for this label once the change is added to them, by models that saw such rows and by one that did not.
+    """
+
+    label: int
+    rows: NDArray[np.int64]
+    change: NDArray[np.float32]
+    seen: float
+    unseen: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
     """How suspicious each row is.
 
     ``values``: float32 (all rows,), higher = more suspicious, nan = not scored. ``name``: of the
-    detector. ``parts``: named float32 columns that the score was made from.
+    detector. ``parts``: named float32 columns that the score was made from. ``triggers``: what the detector
+    found that rows have in common, if it looks for that.
     """
 
     values: NDArray[np.float32]
     name: str
     parts: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    triggers: tuple[Trigger, ...] = ()
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or self.values.dtype != np.float32:

@@ -214,7 +214,7 @@ def test_the_witness_is_trained_on_the_trusted_part_alone_and_each_watcher_on_it
 def test_without_the_whitened_view_two_watchers_are_enough(tmp_path):
     examples, poison = planted(0.08)
     here = task(examples, probes_of(examples, poison), tmp_path, replace(RECIPE, epochs=2))
-    CrossExamination(whitened=False).score(here)
+    CrossExamination(whitened=False, patterns=False).score(here)
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["watcher-a", "watcher-b", "witness"]
 
 
@@ -226,7 +226,7 @@ def test_the_parts_make_up_the_score(found):
     near = sum(parts[f"{name} of company"] for name in signs)
     total = near + judge.own * own
     centred = total - np.median(total)
-    assert np.sinh(scores.values) == pytest.approx(centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3)
+    assert np.sinh(scores.values - parts["trigger"]) == pytest.approx(centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3)
     for name in signs:
         assert -3 <= parts[name].min() <= parts[name].max() <= 8
     rejected = np.flatnonzero(verdict.rejected)

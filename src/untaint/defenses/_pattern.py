@@ -21,7 +21,7 @@ from untaint import rng
 from untaint.examples import Examples
 from untaint.progress import Progress
 
-__all__ = ["Pixels", "Tail", "directions_of", "once_each", "patterns", "tail"]
+__all__ = ["Found", "Pattern", "Pixels", "Tail", "directions_of", "once_each", "patterns", "tail"]
 
 FAINT = 1e-3  # variance added in every direction: what is fainter (8 of 255 levels) is not lifted further
 BLOCK = 2_000  # pictures read at a time
@@ -30,6 +30,8 @@ OTHERS = 8_000  # rows of other classes with which a class is compared
 FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
 SPARE = 10  # directions more than are asked for, dropped afterwards
+LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
+STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
 NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
 NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
 VOUCHED = 3  # so many probes of a class can say where its middle is
@@ -100,19 +102,40 @@ class Tail:
     expected: NDArray[np.float32]
 
 
-def patterns(
-    pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, progress: Progress
-) -> dict[str, NDArray[np.float32]]:
-    """Return each row's most telling tail, float32 (all rows,) each: ``excess``, ``alike``, ``expected``, ``deviations``.
+@dataclass(frozen=True)
+class Pattern:
+    """What a part of a class has in common.
 
-    ``count``: how many directions of each class are looked along. nan where a row is no member; 0 for classes with fewer than 20 rows.
+    ``label``: the class. ``excess``: as of a tail. ``rows``: who has it, int64. ``change``: float32 (channel, side, side), by
+    how much their pictures differ from the rest of the class.
+    """
+
+    label: int
+    excess: float
+    rows: NDArray[np.int64]
+    change: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Found:
+    """Each row's most telling tail (``excess``, ``alike``, ``expected``, ``deviations``: float32 (all rows,)), and all patterns."""
+
+    figures: dict[str, NDArray[np.float32]]
+    patterns: list[Pattern]
+
+
+def patterns(pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, progress: Progress) -> Found:
+    """Return what the rows of each class have in common, and how far out in it each row is.
+
+    ``count``: how many directions of each class are looked along. Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
     """
     examples = pixels.examples
     labels, rows = examples.labels, examples.rows
-    found = {
-        name: np.full(examples.total, np.nan, np.float32) for name in ("excess", "alike", "expected", "deviations")
-    }
-    for values in found.values():
+    found = Found(
+        {name: np.full(examples.total, np.nan, np.float32) for name in ("excess", "alike", "expected", "deviations")},
+        [],
+    )
+    for values in found.figures.values():
         values[rows] = 0
     with progress.step("look for patterns", 2 * len(rows)) as step:
         pixels = pixels.centred()
@@ -125,8 +148,10 @@ def patterns(
             if len(members) >= FEWEST:
                 others = rng.choose(seed, "defenses/pattern/others", rows[labels[rows] != label], OTHERS)
                 own = probes[labels[probes] == label]
-                for name, values in _of_class(pixels, factor, members, others, own, start, seed).items():
-                    found[name][members] = values
+                of_class = _of_class(pixels, factor, members, others, own, start, seed)
+                for name, values in of_class.figures.items():
+                    found.figures[name][members] = values
+                found.patterns.extend(of_class.patterns)
             step.advance(len(members))
     return found
 
@@ -139,8 +164,8 @@ def _of_class(
     probes: NDArray[np.int64],
     start: Tensor,
     seed: int,
-) -> dict[str, NDArray[np.float32]]:
-    """Return the most telling tail of each member of a class."""
+) -> Found:
+    """Return the most telling tail of each member of a class, and the patterns that there are."""
     looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
     points = _whitened(pixels.read(looked), factor)
     weights = once_each(points, points, len(members))
@@ -158,13 +183,38 @@ def _of_class(
     counted = weights.cpu().numpy()
     mine, theirs, vouched = _measured(seen(members), seen(others), seen(probes))
     best = {name: np.zeros(len(members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
+    shared = []
     for index in range(count):
         for sign in (1, -1):
             one = tail(sign * mine[:, index], counted, sign * theirs[:, index], sign * vouched[:, index])
             more = one.excess > best["excess"]
             for name, values in (*vars(one).items(), ("deviations", sign * mine[:, index])):
                 best[name][more] = values[more]
-    return best
+            if one.excess.max(initial=0) >= LEAST:
+                shared.append(_pattern(pixels, members, one.excess, sign * mine[:, index]))
+    return Found(best, shared)
+
+
+def _pattern(
+    pixels: Pixels, members: NDArray[np.int64], excess: NDArray[np.float32], deviations: NDArray[np.float32]
+) -> Pattern:
+    """Return the pattern of one tail: of the rows as far out as its most telling place, less stragglers."""
+    outermost = np.flatnonzero(excess >= excess.max())
+    place = deviations[outermost]
+    middle = np.median(place)
+    width = 1.4826 * np.median(np.abs(place - middle))
+    rows = members[outermost[place >= middle - STRAGGLING * max(width, NARROW)]]
+    change = pixels.read(rows).mean(0)  # less the mean of the class
+    change *= len(members) / max(1, len(members) - len(rows))  # less the mean of the others
+    images = pixels.examples.images
+    side = min(pixels.side, images.shape[-1])
+    shape = (images.shape[1], side, side)
+    return Pattern(
+        label=int(pixels.examples.labels[members[0]]),
+        excess=float(excess.max()),
+        rows=rows,
+        change=change.reshape(shape).cpu().numpy(),
+    )
 
 
 def _whitened(table: Tensor, factor: Tensor) -> Tensor:

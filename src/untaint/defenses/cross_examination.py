@@ -8,18 +8,23 @@
    stranger to the probes than to everybody. Poison comes in company, so that each sign counts again
    as the median over a row's nearest neighbours of the same label in the watchers' early features.
    What the probes of a class have more of than all probes is no sign in that class. The rows that
-   are least suspicious by all of these are trusted: half of all, and at least a fifth of each class.
+   are least suspicious by all of these are trusted: half of all, and at least a fifth of each class;
+   those last whose pixels have a pattern in common that stands alone among all patterns.
 3. A witness is trained on the trusted rows alone.
 4. The third sign: the watchers explain the row's label better than the witness does. A hard or
    wrongly labelled picture is explained by neither; poison is explained even out of fold, by the
    other poison with its trigger, and by the witness not at all.
 5. A row's score is the sum over the three signs and their company, each in units of its spread
    and taken from the view in which it is larger; then the inverse hyperbolic sine of that, in units
-   of its own spread, so that clean rows reach about as far to the right as to the left.
+   of its own spread, so that no clean row is far to the right.
+6. Patterns that pixels of a class have in common are laid over clean pictures of other classes. One that
+   makes the watchers say its class, and the witness not, is a trigger, and adds to the score of those who have it;
+   so does one that stands alone: models may not have learned it, as clean-label poison often is not.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -27,6 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.defenses._figures import beside_probes, bounded, largest, ranked, scaled
+from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
 from untaint.defenses._view import View
 from untaint.defenses.base import Detector, Task
@@ -40,6 +46,8 @@ __all__ = ["CrossExamination"]
 
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
 COMPANY = " of company"
+WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
+UNUSUAL = 4.0  # with one that does not: the other signs, which are of what models have learned, say nothing of it
 PLAIN = 2.0  # a sign of so many deviations is worth a word
 _SAYS = {
     "gap": "models that saw the distrusted part explain its label better than the witness (margin {margin:+.1f})",
@@ -63,9 +71,11 @@ class CrossExamination(Detector):
     neighbours: int = 10
     own: float = 1.0
     whitened: bool = True
+    patterns: bool = True
 
+    version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
-    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened")
+    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns")
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.trusted < 1:
@@ -112,6 +122,10 @@ class CrossExamination(Detector):
         labels, probes = task.examples.labels, task.probes
         signs = {name: [beside_probes(values, labels, probes) for values in sign] for name, sign in signs.items()}
         suspicion = ranked(*(largest([ranked(values) for values in sign]) for sign in signs.values()))
+        found = shared(task) if self.patterns else []
+        for one in found:
+            if one.unusual:
+                suspicion[one.pattern.rows] += 1  # the last to be trusted
         trusted = trust(task, suspicion, self.trusted, self.floor)
         witness = self._witness(task, trusted)
         gaps = [view.gap(witness) for view in views]
@@ -119,11 +133,14 @@ class CrossExamination(Detector):
         signs["gap" + COMPANY] = [view.around(gap.own) for view, gap in zip(views, gaps, strict=True)]
         parts = {name: largest([bounded(values) for values in sign]) for name, sign in signs.items()}
         values = self._sum(parts)
+        tested = recover(task, found, trusted, list(self.views(task)))
+        parts |= _counted(tested, task.examples.total)
+        values += parts["trigger"]
         parts["margin_gap"] = largest([gap.margin for gap in gaps])
         parts["suspicion"] = suspicion
         parts["trusted"] = np.zeros(task.examples.total, dtype=np.float32)
         parts["trusted"][trusted] = 1
-        return Scores(values=values, name="cross-examination", parts=parts)
+        return Scores(values=values, name="cross-examination", parts=parts, triggers=tuple(triggers(tested)))
 
     def _witness(self, task: Task, trusted: NDArray[np.int64]) -> Trajectories:
         """Train the witness on the trusted rows; it is asked about every row after each of its last epochs."""
@@ -144,11 +161,15 @@ class CrossExamination(Detector):
         parts = scores.parts
         own = np.stack([parts[name][rows] for name in _SAYS])
         near = np.stack([parts[name + COMPANY][rows] for name in _SAYS])
-        margins = parts["margin_gap"][rows]
         said = []
-        for mine, theirs, margin in zip(own.T, near.T, margins, strict=True):
+        for row, mine, theirs in zip(rows, own.T, near.T, strict=True):
             order = [index for index in np.argsort(-mine, kind="stable") if mine[index] > PLAIN]
-            words = [list(_SAYS.values())[index].format(margin=margin) for index in order]
+            words = [list(_SAYS.values())[index].format(margin=parts["margin_gap"][row]) for index in order]
+            if parts["trigger"][row]:
+                words.insert(
+                    0,
+                    _on_trigger(float(parts["seen"][row]), float(parts["unseen"][row]), parts["trigger"][row] == WORKS),
+                )
             if theirs.max() > PLAIN:
                 words.append(
                     "so it is with the pictures most like it" if words else "the pictures most like it stand out"
@@ -165,3 +186,24 @@ class CrossExamination(Detector):
             "A rare kind of clean picture that lies wholly in the distrusted part looks like poison. Such pictures come in "
             "clumps of one class, and the error rate does not hold for them. Look before you delete.",
         ]
+
+
+def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.float32]]:
+    """Return what a trigger adds to the score of each row, and how often it works, as parts of the score."""
+    parts = {name: np.zeros(rows, dtype=np.float32) for name in ("trigger", "seen", "unseen")}
+    for one in sorted(found, key=lambda one: one.works):  # what works comes last, and counts
+        if one.works or one.unusual:
+            parts["trigger"][one.pattern.rows] = WORKS if one.works else UNUSUAL
+            parts["seen"][one.pattern.rows] = one.seen
+            parts["unseen"][one.pattern.rows] = one.unseen
+    return parts
+
+
+def _on_trigger(seen: float, unseen: float, works: bool) -> str:
+    """Say what a trigger does."""
+    if works:
+        return (
+            f"it has in common with others of its label what makes the watchers take {max(0.0, seen):.0%} of other clean pictures "
+            f"for it (the witness: {max(0.0, unseen):.0%})"
+        )
+    return "it has in common with others of its label what natural pictures do not have"

@@ -43,7 +43,7 @@ class Pattern(Detector):
         if place.type == "mps":  # which has no Cholesky factors
             place = torch.device("cpu")
         pixels = Pixels(task.examples, self.side, place)
-        found = patterns(pixels, task.probes, self.directions, task.seed, task.progress)
+        found = patterns(pixels, task.probes, self.directions, task.seed, task.progress).figures
         return Scores(values=found["excess"], name="pattern", parts=found)
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:

@@ -1,0 +1,216 @@
+"""Patterns put to the test: is what some pictures of a class have in common a trigger?
+
+A trigger makes models say its class wherever it is laid. What clean pictures of one class have in common (a frame, a kind of
+light) may do so too, but it also does so with a model that never saw those pictures: a trigger does not. So each pattern
+is laid over clean pictures of other classes, and the watchers' answers are held against the witness's.
+
+A trigger that these models have not learned works with none of them. It is known by standing alone: the excess of
+natural patterns falls off exponentially (as the logarithm of a ratio with a Pareto tail does), fast where
+pictures of a class have little in common and slowly where they are tracks of one thing. A pattern that should not
+occur once among so many is unusual.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untaint import rng, run
+from untaint.defenses._pattern import LEAST, Pattern, Pixels, patterns
+from untaint.defenses.base import Task
+from untaint.errors import RunError
+from untaint.scores import Trigger
+from untaint.training.device import autocast, device
+
+__all__ = ["Recovered", "recover", "shared", "triggers", "unusual"]
+
+PICTURES = 128  # over which a pattern is laid
+DIRECTIONS, SIDE = 16, 32  # as the detector `pattern` has them
+CHANCE = 0.05  # that one natural pattern among all is called unusual
+ORDINARY = 2.3  # excess up to which patterns show how fast their number falls off
+FEWEST = 8  # patterns that can show it
+STEEPEST = 0.3  # no mean excess beyond LEAST is taken for smaller
+TRIED = 2.0  # excess from which on a pattern is put to the test
+MOST_TRIED = 200
+WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
+TIMES = 3.0  # times as many as the witness
+SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """A pattern, and what models make of it.
+
+    ``unusual``: it should not occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other
+    classes the watchers and the witness take for its class with the pattern laid over; nan: not put to the test.
+    """
+
+    pattern: Pattern
+    unusual: bool
+    seen: float = np.nan
+    unseen: float = np.nan
+
+    @property
+    def works(self) -> bool:
+        """Whether it is a trigger: it works where it was seen, and there only."""
+        return bool(self.seen - self.unseen >= WORKS and self.seen >= TIMES * self.unseen)
+
+
+def shared(task: Task) -> list[Recovered]:
+    """Return the patterns of all classes, found once: they stay with the run."""
+    folder = task.scratch / "patterns"
+    if run.finished(folder) is None:
+        if not task.train:
+            raise RunError(
+                f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
+            )
+        place = task.where or device()
+        if place.type == "mps":  # which has no Cholesky factors
+            place = torch.device("cpu")
+        found = patterns(Pixels(task.examples, SIDE, place), task.probes, DIRECTIONS, task.seed, task.progress).patterns
+        alone = unusual(np.array([pattern.excess for pattern in found]))
+        worth = [index for index, pattern in enumerate(found) if alone[index] or pattern.excess >= TRIED]
+        worth = sorted(worth, key=lambda index: -found[index].excess)[:MOST_TRIED]
+        keep(task, [Recovered(found[index], bool(alone[index])) for index in worth])
+    return kept(task)
+
+
+def keep(task: Task, found: Sequence[Recovered]) -> None:
+    """Write patterns into the run."""
+    folder = task.scratch / "patterns"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / run.DONE).unlink(missing_ok=True)
+    own = [one.pattern for one in found]
+    empty = [np.empty(0, np.int64)]
+    run.save_array(folder / "rows.npy", np.concatenate([*(pattern.rows for pattern in own), *empty]))
+    run.save_array(folder / "ends.npy", np.cumsum([len(pattern.rows) for pattern in own], dtype=np.int64))
+    run.save_array(folder / "changes.npy", np.array([pattern.change for pattern in own], dtype=np.float32))
+    facts = [
+        {
+            "label": one.pattern.label,
+            "excess": one.pattern.excess,
+            "unusual": one.unusual,
+            "seen": None if np.isnan(one.seen) else one.seen,
+            "unseen": None if np.isnan(one.unseen) else one.unseen,
+        }
+        for one in found
+    ]
+    run.finish(folder, patterns=facts)
+
+
+def kept(task: Task) -> list[Recovered]:
+    """Read the patterns of a run."""
+    folder = task.scratch / "patterns"
+    facts = run.finished(folder)
+    assert facts is not None
+    rows, ends, changes = (np.array(run.load_array(folder / f"{name}.npy")) for name in ("rows", "ends", "changes"))
+    parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
+    return [
+        Recovered(
+            Pattern(told["label"], told["excess"], own, change),
+            told["unusual"],
+            *(np.nan if told[name] is None else told[name] for name in ("seen", "unseen")),
+        )
+        for told, own, change in zip(facts["patterns"], parts, changes, strict=True)
+    ]
+
+
+def unusual(excess: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which patterns should not occur once among so many natural ones: bool, one per excess.
+
+    Natural ones are taken to have exponential excesses beyond ``LEAST``, and their mean is learned from those up to ``ORDINARY``
+    (the truncation modelled). With fewer than 8 of these none is.
+    """
+    beyond, most = excess - LEAST, ORDINARY - LEAST
+    ordinary = beyond[(beyond >= 0) & (beyond < most)]
+    if len(ordinary) < FEWEST:
+        return np.zeros(len(excess), dtype=bool)
+    low, high = STEEPEST, 1e3
+    for _ in range(50):
+        middle = float(np.sqrt(low * high))
+        expected = middle - most / np.expm1(most / middle)  # mean of an exponential cut off at most
+        low, high = (middle, high) if expected < ordinary.mean() else (low, middle)
+    return np.asarray(np.exp(-beyond / high) * len(excess) < CHANCE)
+
+
+def recover(
+    task: Task, found: Sequence[Recovered], trusted: NDArray[np.int64], views: Sequence[str]
+) -> list[Recovered]:
+    """Put patterns to the test with the two watchers of each view, and with the witness; once, it stays with the run.
+
+    ``views``: names of their stages. Of the views that is taken which answers more.
+    """
+    if all(np.isfinite(one.seen) for one in found):
+        return list(found)
+    rows = pictures(task, trusted)
+    own = [one.pattern for one in found]
+    stages = [f"{view}-{half}" for view in views for half in "ab"]
+    with task.progress.step("put patterns to the test", len(own) * (len(stages) + 1)) as step:
+        answers = []
+        for stage in [*stages, "witness"]:
+            answers.append(success(task, stage, own, rows))
+            step.advance(len(own))
+    *watchers, unseen = answers
+    seen = np.reshape(watchers, (len(views), 2, len(own))).mean(1).max(0)
+    tested = [
+        dataclasses.replace(one, seen=float(seen[index]), unseen=float(unseen[index]))
+        for index, one in enumerate(found)
+    ]
+    keep(task, tested)
+    return tested
+
+
+def triggers(found: Sequence[Recovered]) -> list[Trigger]:
+    """Return what works or is unusual, the surest first; of patterns that are one, the surer."""
+    sure = sorted(
+        (one for one in found if one.works or one.unusual),
+        key=lambda one: (one.works, one.seen - one.unseen if one.works else one.pattern.excess),
+        reverse=True,
+    )
+    kept: list[Trigger] = []
+    for one in sure:
+        own = one.pattern
+        same = (trigger for trigger in kept if trigger.label == own.label)
+        if all(
+            len(np.intersect1d(own.rows, other.rows)) < SAME * min(len(own.rows), len(other.rows)) for other in same
+        ):
+            kept.append(Trigger(label=own.label, rows=own.rows, change=own.change, seen=one.seen, unseen=one.unseen))
+    return kept
+
+
+def pictures(task: Task, trusted: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows over which patterns are laid: probes of the data, and trusted rows where these are few."""
+    own = rng.choose(task.seed, "defenses/recovered", np.setdiff1d(task.probes, task.outside), PICTURES)
+    more = rng.choose(task.seed, "defenses/recovered/more", np.setdiff1d(trusted, own), PICTURES - len(own))
+    return np.union1d(own, more)
+
+
+def success(task: Task, stage: str, own: Sequence[Pattern], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return by how much larger a share of these rows, those of other classes, a model takes for each pattern's class with it: float32 (patterns,).
+
+    ``stage``: the folder of the model.
+    """
+    place = task.where or device()
+    model = task.load(stage).to(place).eval()
+    images = torch.from_numpy(np.ascontiguousarray(task.examples.images[rows])).to(place)
+    clean = images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255)
+    labels = torch.from_numpy(task.examples.labels[rows]).to(place)
+    found = torch.zeros(len(own), device=place)
+    with torch.inference_mode(), autocast(place, task.preset.watch.precision):
+        before = model(clean).argmax(1)
+        for number, pattern in enumerate(own):
+            change = torch.from_numpy(pattern.change).to(place)[None]
+            if change.shape[-2:] != clean.shape[-2:]:
+                change = nn.functional.interpolate(change, size=clean.shape[-2:], mode="bilinear")
+            after = model((clean + change).clamp_(0, 1)).argmax(1)
+            others = labels != pattern.label
+            more = (after == pattern.label).float() - (before == pattern.label).float()
+            found[number] = (more * others).sum() / others.sum().clamp(min=1)
+    shares: NDArray[np.float32] = found.cpu().numpy()
+    return shares
