@@ -233,45 +233,82 @@ def test_little_poison_is_found_where_clean_tails_are_light():
     assert rejected[~poisoned].sum() <= 10
 
 
-def test_the_middle_half_shows_that_clean_scores_reach_further_right():
+def test_scores_that_reach_further_right_than_left_are_no_poison():
     def skewed(generator, count):
         values = generator.normal(size=count)
-        return np.where(values > 0, 2 * values, values)
+        return np.where(values > 0, 3 * values, values)
 
-    values, poisoned = mixture(0, skewed, 10_000, 0.07, 15)
+    clean, _ = mixture(0, skewed, 10_000, 0, 0)
+    assert not decide(FalseDiscovery(), clean).rejected.any()
+    values, poisoned = mixture(0, skewed, 10_000, 0.07, 25)
     verdict = decide(FalseDiscovery(), values)
-    assert (verdict.rejected & ~poisoned).sum() < 120
+    assert (verdict.rejected & ~poisoned).sum() < 70
     assert verdict.rejected[poisoned].mean() > 0.99
-    said = float(re.search(r"reach ([\d.]+) times", verdict.note)[1])
-    assert 1.8 < said < 2.3  # 2, were nothing poisoned
 
 
-def test_probes_correct_a_null_that_is_too_narrow_and_the_note_says_so():
-    def late(generator, count):  # the middle half is even, the tails are not
-        values = generator.normal(size=count)
-        return np.where(values > 0.7, 0.7 + 3 * (values - 0.7), values)
+def test_poison_that_hides_among_clean_rows_is_left_and_they_are_kept():
+    values, _ = mixture(0, CLEAN["normal"], 10_000, 0.07, 1.5)
+    rejected = decide(FalseDiscovery(), values).rejected
+    assert rejected.sum() < 20
 
-    values, poisoned = mixture(0, late, 10_000, 0.07, 15)
-    alone, checked = (decide(FalseDiscovery(), values, probes=np.arange(n)) for n in (0, 250))
-    assert (alone.rejected & ~poisoned).sum() > 200
-    assert (checked.rejected & ~poisoned).sum() < 120
-    assert checked.rejected[poisoned].mean() > 0.99
-    assert "could not be checked (there are no scored probes)" in alone.note
-    assert "because the 250 probes do" in checked.note
+
+def test_probes_that_lie_where_nobody_should_raise_the_bound_and_the_note_says_so():
+    generator = np.random.default_rng(0)
+    clean, clump = generator.normal(size=9_500), generator.normal(8, 0.3, 500)  # clean too, but a kind of its own
+    values = np.concatenate([clean, clump])
+    common = np.arange(250)
+    assert decide(FalseDiscovery(), values).rejected[9_500:].mean() > 0.99
+    alone, checked = (
+        decide(FalseDiscovery(), values, probes=probes) for probes in (common, np.append(common, range(9_500, 9_513)))
+    )
+    assert alone.rejected[9_500:].mean() > 0.99
+    assert "250 probes agree" in alone.note
+    assert not checked.rejected.any()
+    assert re.search(
+        r"of 263 probes more lie there than that allows, so that \S+ times as many are expected", checked.note
+    )
+    assert "could not be checked (there are no scored probes)" in decide(FalseDiscovery(), values).note
     assert "too few" in decide(FalseDiscovery(), values, probes=np.arange(5)).note
-    symmetric, _ = mixture(3, CLEAN["left-skewed"], 10_000, 0.07, 15)
-    assert "250 probes agree" in decide(FalseDiscovery(), symmetric, probes=np.arange(250)).note
 
 
-def test_p_values_are_a_share_of_reflected_scores_and_fall_with_suspicion():
-    values = np.array([-3, -1, -1, 0, 1, 2, 3.5, np.nan], dtype=np.float64)
+def slow_bounds(values):
+    """For each value, the lowest bound of any pair of windows to its left, one by one."""
+    drawn = np.arcsinh((values - np.median(values)) / np.median(np.abs(values - np.median(values))))
+    lower, middle = np.quantile(drawn, (0.25, 0.5))
+    ordered = np.sort(drawn)
+    coarse = 2 * np.diff(ordered[len(ordered) // 10 : len(ordered) // 2]).max()
+    found = np.array([(drawn >= value).sum() for value in drawn], dtype=float)
+    for parts in (2, 4, 8):
+        width = max((middle - lower) / parts, coarse)
+        end = 2 * middle - lower + 2 * width
+        while end < drawn.max() + 2 * width:
+            before = ((drawn >= end - 2 * width) & (drawn < end - width)).sum()
+            after = ((drawn >= end - width) & (drawn < end)).sum()
+            ratio = (after + 0.5) / (before + 0.5) * np.exp(2.2 * np.sqrt(1 / (before + 0.5) + 1 / (after + 0.5)))
+            if before >= 5 and ratio < 1:
+                to_come = (after + 1) * sum(ratio**k for k in range(1, 5_000))
+                beyond = np.where(drawn >= end, to_come * ratio ** ((drawn - end) / width), np.inf)
+                found = np.minimum(found, beyond)
+            end += width / 2
+    return np.array([found[drawn <= value].min() for value in drawn])
+
+
+@given(st.integers(0, 2**31))
+@settings(max_examples=15, deadline=None)
+def test_p_values_are_the_lowest_bound_that_any_fall_to_the_left_gives(seed):
+    values, _ = mixture(seed, CLEAN["normal"], 600, 0.1, 6)
+    values = values.astype(np.float32).astype(np.float64)
     p_values = decide(FalseDiscovery(), values).p_values
-    # centre 0, quartiles -1 and 1.5: what lies right counts for 1 / 1.5 of it
-    assert p_values[3] == pytest.approx(5 / 8)  # -3, -1, -1 and 0 lie as far left, plus one, of 7 + 1
-    assert p_values[4] == pytest.approx(4 / 8)  # 0.67: -3, -1, -1
-    assert p_values[5] == pytest.approx(2 / 8)  # 1.33: -3
-    assert p_values[6] == pytest.approx(2 / 8)  # 2.33: -3
-    assert np.isnan(p_values[7])
+    assert p_values == pytest.approx((1 + slow_bounds(values)) / 601, rel=1e-6)
+
+
+def test_p_values_fall_with_suspicion_and_are_nan_where_nothing_was_scored():
+    values = np.append(mixture(0, CLEAN["heavy tails"], 2_000, 0.05, 20)[0], np.nan)
+    p_values = decide(FalseDiscovery(), values).p_values
+    assert np.isnan(p_values[-1])
+    assert (np.diff(p_values[np.argsort(values[:-1])]) <= 0).all()
+    assert 1 / 2_001 <= p_values[:-1].min() < 0.001
+    assert p_values[:-1].max() == 1
 
 
 @given(st.lists(st.floats(0.001, 1), max_size=30), st.floats(0.01, 0.9))

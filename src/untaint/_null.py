@@ -34,13 +34,13 @@ ENOUGH = 20  # probes; fewer say nothing about tails
 LEVELS = (0.1, 0.05, 0.02, 0.01)
 CHANCE = 2.0  # standard deviations more of them than expected may lie beyond a level
 RARE = 0.1  # of the smallest p-value to be expected among probes, below which one speaks against the bound
-WIDEST = 100.0
+HIGHEST = 1e12  # that the bound is raised: beyond that only the number of rows bounds it
 WINDOWS = (2, 4, 8)  # so many make up the distance from the lower quartile to the median: wide ones where rows are few
 COARSE = 2.0  # gaps between scores left of the median (where they are rounded) that a window is wide at least
 STEPS = 2  # windows begun within one
 FURTHEST = 80.0  # such distances right of the median in which falls are looked for
 FEWEST = 5  # rows in a window from which a fall is believed
-CERTAIN = 2.0  # standard errors taken off a fall
+CERTAIN = 2.2  # standard errors taken off a fall
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +76,11 @@ def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
         return replace(null, note=f"{assumed}, which could not be checked ({few})")
     if _fits(null, probes):
         return replace(null, note=f"{assumed}, and the {len(probes)} probes agree")
-    low, high = 1.0, WIDEST
-    for _ in range(30):  # the answer is known to one part in 1e8
+    low, high = 1.0, HIGHEST
+    for _ in range(40):  # the answer is known to one part in 1e10
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if _fits(replace(null, factor=middle), probes) else (middle, high)
-    note = f"{assumed}, and {high:.1f} times as many of them are expected there as the scores alone show, because the {len(probes)} probes ask for it"
+    note = f"{assumed}, but of {len(probes)} probes more lie there than that allows, so that {high:.2g} times as many are expected"
     return replace(null, factor=high, note=note)
 
 
@@ -100,9 +100,10 @@ def _bounds(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
     lower, middle = np.quantile(ordered, (0.25, 0.5)) if total else (0.0, 0.0)
     coarse = COARSE * float(np.diff(ordered[total // 10 : total // 2]).max(initial=0))
     if middle > lower:
+        begin = 2 * middle - lower  # about the upper quartile, of clean scores: no dip in the midst of them counts
         end = min(ordered[-1], middle + FURTHEST * (middle - lower))
         for width in {max((middle - lower) / parts, coarse) for parts in WINDOWS}:
-            _lower(bounds, ordered, np.arange(middle, end + 2 * width, width / STEPS), width)
+            _lower(bounds, ordered, np.arange(begin + 2 * width, end + 2 * width, width / STEPS), width)
     return np.minimum.accumulate(bounds)
 
 

@@ -226,7 +226,9 @@ def test_the_parts_make_up_the_score(found):
     near = sum(parts[f"{name} of company"] for name in signs)
     total = near + judge.own * own
     centred = total - np.median(total)
-    assert np.sinh(scores.values - parts["trigger"]) == pytest.approx(centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3)
+    assert np.sinh(scores.values - parts["trigger"]) == pytest.approx(
+        centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3
+    )
     for name in signs:
         assert -3 <= parts[name].min() <= parts[name].max() <= 8
     rejected = np.flatnonzero(verdict.rejected)
