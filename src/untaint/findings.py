@@ -24,6 +24,7 @@ __all__ = ["left_out", "marked", "obey", "write_findings"]
 PICTURED = 300  # of the rows set aside, and of the most suspicious
 COMPARED = 8  # kept pictures per class beside them
 MOST_COMPARED = 400
+SHARING = 5  # who have a trigger
 DOUBTED = 60  # probes that score like what was set aside
 
 
@@ -76,7 +77,8 @@ def write_findings(
     run.write_keys(out / "unreadable.txt", examples.unreadable, examples.unreadable)
     doubtful = doubtful_probes(scores, verdict, np.intersect1d(task.probes, own))
     run.write_keys(out / "doubtful_probes.txt", (examples.keys[row] for row in doubtful))
-    _write_pictures(task, own, rejected, order, doubtful)
+    having = [order[np.isin(order, trigger.rows)][:SHARING] for trigger in scores.triggers]
+    _write_pictures(task, own, rejected, order, np.concatenate([doubtful[:DOUBTED], *having]))
     per_class = np.bincount(examples.labels[rejected], minlength=len(examples.class_names))
     totals = np.bincount(examples.labels[own], minlength=len(examples.class_names))
     whole = {
@@ -98,11 +100,30 @@ def write_findings(
             {"name": name, "rows": int(totals[label]), "rejected": int(per_class[label])}
             for label, name in enumerate(examples.class_names)
         ],
+        "triggers": _write_triggers(task, scores, rejected),
         "limits": [*detector.limits(), *_size_limit(examples.images.shape[2:])],
         **summary,
     }
     run.write_json(out / "summary.json", whole)
     return whole
+
+
+def _write_triggers(task: Task, scores: Scores, rejected: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Write pictures of the recovered triggers; returns what the summary says of them."""
+    path = task.scratch / "triggers.npy"
+    path.unlink(missing_ok=True)
+    if scores.triggers:
+        run.save_array(path, np.stack([trigger.picture for trigger in scores.triggers]))
+    return [
+        {
+            "label": task.examples.class_names[trigger.label],
+            "rows": len(trigger.rows),
+            "rejected": len(np.intersect1d(trigger.rows, rejected)),
+            "seen": round(trigger.seen, 4),
+            "unseen": round(trigger.unseen, 4),
+        }
+        for trigger in scores.triggers
+    ]
 
 
 def doubtful_probes(scores: Scores, verdict: Verdict, probes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -139,6 +160,11 @@ def _write_table(
         "probe": np.isin(own, task.probes),
         "reason": pa.array(reasons, pa.string()),
     }
+    if scores.triggers:
+        number = np.zeros(examples.total, dtype=np.int32)
+        for index in reversed(range(len(scores.triggers))):  # the surest comes last, and counts
+            number[scores.triggers[index].rows] = index + 1
+        columns["in_trigger"] = number[own]
     columns.update({name: part[own] for name, part in scores.parts.items()})
     with run.written(task.scratch / "scores.parquet") as file:
         pq.write_table(pa.table(columns), file, compression="zstd")
@@ -149,9 +175,9 @@ def _write_pictures(
     own: NDArray[np.int64],
     rejected: NDArray[np.int64],
     order: NDArray[np.int64],
-    doubtful: NDArray[np.int64],
+    wanted: NDArray[np.int64],
 ) -> None:
-    """Keep the pictures that the report shows: the worst of each class and of all, kept ones, and probes."""
+    """Keep the pictures that the report shows: the worst of each class and of all, kept ones, probes, and those wanted."""
     examples = task.examples
     if 0 in examples.images.strides and (task.scratch / "thumbnails.npy").exists():
         return  # scored again without the pictures: those kept before are better than grey
@@ -161,7 +187,7 @@ def _write_pictures(
     each = max(1, min(COMPARED, MOST_COMPARED // max(1, len(examples.class_names))))
     for label in range(len(examples.class_names)):
         shown.append(rng.choose(0, "beside", kept[examples.labels[kept] == label], each))
-    shown += [task.probes[:: max(1, len(task.probes) // 50)], doubtful[:DOUBTED]]
+    shown += [task.probes[:: max(1, len(task.probes) // 50)], wanted]
     rows = np.unique(np.concatenate(shown))
     run.save_array(task.scratch / "thumbnails_rows.npy", rows)
     run.save_array(task.scratch / "thumbnails.npy", np.asarray(examples.images[rows]))

@@ -5,7 +5,7 @@ Scoring never decides. A rule is a small frozen dataclass, written ``name:key=va
     fraction:share=0.4       the most suspicious 40 % (the BaDLoss paper); with per=class of each class
     above:score=3.5          everything above a score
     gap                      everything right of the emptiest place between two modes
-    false-discovery:q=0.1    as many as can go while about 10 % of them are expected to be clean
+    false-discovery:q=0.1    as many as can go while at most 10 % are expected to be clean
 
 Each takes one further option, ``keep=0.2``: a class keeps at least this share of its rows.
 """
@@ -43,14 +43,14 @@ __all__ = [
 class Trigger:
     """What some rows of one label have in common, as a picture.
 
-    ``label``; ``rows``: who has it, int64; ``change``: float32 (channel, height, width), by how much their pictures differ from others
+    ``label``; ``rows``: who has it, int64; ``picture``: float32 (channel, height, width), by how much their pictures differ from others
     of the label, in parts of full brightness. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other labels is taken
-    for this label once the change is added to them, by models that saw such rows and by one that did not.
+    for this label with it laid over them, by models that saw such rows and by one that did not.
     """
 
     label: int
     rows: NDArray[np.int64]
-    change: NDArray[np.float32]
+    picture: NDArray[np.float32]
     seen: float
     unseen: float
 
@@ -189,7 +189,7 @@ class Gap:
 
 @dataclass(frozen=True)
 class FalseDiscovery:
-    """Sets aside as many as can go while about a share ``q`` of them is expected to be clean.
+    """Sets aside as many as can go while at most about a share ``q`` of them is expected to be clean.
 
     The method and what it assumes are described in ``untaint._null``.
     """
@@ -209,7 +209,7 @@ class FalseDiscovery:
         p_values = null.p_values(values)
         worst = open_rows[_null.benjamini_hochberg(p_values[open_rows], self.q)]
         found = f"{len(worst):,} of {len(open_rows):,} rows were set aside" if len(worst) else "Nothing was set aside"
-        note = f"{found}: about {self.q:.0%} of what is set aside is expected to be clean; {null.note}."
+        note = f"{found}: at most about {self.q:.0%} of what is set aside is expected to be clean; {null.note}."
         return _verdict(self, scores, worst, note, p_values)
 
 

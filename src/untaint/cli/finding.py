@@ -7,7 +7,7 @@ import shlex
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from untaint import terminal
 from untaint.arguments import flag, given, option
@@ -142,6 +142,24 @@ def _doubted(count: int, probes: int) -> str:
     return f"{which} like what was set aside; if one is not clean, take it out of your list and scan again"
 
 
+def _triggers(found: list[dict[str, Any]]) -> str:
+    """Return a table of the recovered triggers: laid over clean pictures, how often they make models say their class."""
+    lines = [
+        (
+            one["label"],
+            f"{one['rows']:,}",
+            f"{one['rejected']:,}",
+            f"{max(0, one['seen']):.0%}",
+            f"{max(0, one['unseen']):.0%}",
+        )
+        for one in found[:10]
+    ]
+    head = ("trigger aimed at", "pictures", "set aside", "works", "on a model that never saw it")
+    return (
+        f"\n{terminal.table(head, lines)}\n(works: on so many clean pictures of other classes; the report shows it)\n"
+    )
+
+
 def _tell(result: Result, as_json: bool, check: bool) -> int:
     """Print what was found and what to do next."""
     summary = result.summary
@@ -157,6 +175,8 @@ def _tell(result: Result, as_json: bool, check: bool) -> int:
                 for c in worst[:10]
             ]
             print(terminal.table(("class", "pictures", "set aside", "share"), lines))
+        if summary["triggers"]:
+            print(_triggers(summary["triggers"]))
         if summary["unreadable"]:
             print(f"{summary['unreadable']} pictures could not be read: {result.run / 'unreadable.txt'}")
         print(textwrap.fill(summary["rule"]["note"], WIDTH), end="\n\n")

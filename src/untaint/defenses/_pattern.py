@@ -9,7 +9,7 @@ that other classes do not have, and that the class's probes do not have.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +31,7 @@ FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
 SPARE = 10  # directions more than are asked for, dropped afterwards
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
+TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
 STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
 NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
 NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
@@ -118,10 +119,28 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Found:
-    """Each row's most telling tail (``excess``, ``alike``, ``expected``, ``deviations``: float32 (all rows,)), and all patterns."""
+    """Each row's most telling tail (``excess``, ``alike``, ``expected``, ``deviations``: float32 (all rows,)), all patterns, and by how
+    much pictures vary within their classes: the lower Cholesky factor of their covariance.
+    """
 
     figures: dict[str, NDArray[np.float32]]
     patterns: list[Pattern]
+    factor: Tensor
+
+    def sharpened(self, patterns: Sequence[Pattern]) -> NDArray[np.float32]:
+        """Return the changes of some patterns less what pictures naturally differ by, float32 (patterns, channel, side, side).
+
+        A change is a trigger, taken to be as strong in every direction, and what else those pictures differ by, taken to be a twentieth of what
+        pictures vary by: this is the mean of the first, given the sum (Wiener's filter).
+        """
+        if not patterns:
+            return np.empty((0, 1, 1, 1), dtype=np.float32)
+        changes = np.stack([pattern.change for pattern in patterns])
+        table = torch.from_numpy(changes).flatten(1).to(self.factor.device)
+        both = self.factor @ self.factor.T / TELLING
+        both.diagonal().add_(1)
+        sharp: NDArray[np.float32] = torch.linalg.solve(both, table.T).T.cpu().numpy()
+        return sharp.reshape(changes.shape)
 
 
 def patterns(pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, progress: Progress) -> Found:
@@ -131,12 +150,11 @@ def patterns(pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, p
     """
     examples = pixels.examples
     labels, rows = examples.labels, examples.rows
-    found = Found(
-        {name: np.full(examples.total, np.nan, np.float32) for name in ("excess", "alike", "expected", "deviations")},
-        [],
-    )
-    for values in found.figures.values():
+    names = ("excess", "alike", "expected", "deviations")
+    figures = {name: np.full(examples.total, np.nan, np.float32) for name in names}
+    for values in figures.values():
         values[rows] = 0
+    shared: list[Pattern] = []
     with progress.step("look for patterns", 2 * len(rows)) as step:
         pixels = pixels.centred()
         factor = pixels.spread()
@@ -148,12 +166,12 @@ def patterns(pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, p
             if len(members) >= FEWEST:
                 others = rng.choose(seed, "defenses/pattern/others", rows[labels[rows] != label], OTHERS)
                 own = probes[labels[probes] == label]
-                of_class = _of_class(pixels, factor, members, others, own, start, seed)
-                for name, values in of_class.figures.items():
-                    found.figures[name][members] = values
-                found.patterns.extend(of_class.patterns)
+                best, patterns_of_class = _of_class(pixels, factor, members, others, own, start, seed)
+                for name, values in best.items():
+                    figures[name][members] = values
+                shared.extend(patterns_of_class)
             step.advance(len(members))
-    return found
+    return Found(figures, shared, factor)
 
 
 def _of_class(
@@ -164,7 +182,7 @@ def _of_class(
     probes: NDArray[np.int64],
     start: Tensor,
     seed: int,
-) -> Found:
+) -> tuple[dict[str, NDArray[np.float32]], list[Pattern]]:
     """Return the most telling tail of each member of a class, and the patterns that there are."""
     looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
     points = _whitened(pixels.read(looked), factor)
@@ -192,7 +210,7 @@ def _of_class(
                 best[name][more] = values[more]
             if one.excess.max(initial=0) >= LEAST:
                 shared.append(_pattern(pixels, members, one.excess, sign * mine[:, index]))
-    return Found(best, shared)
+    return best, shared
 
 
 def _pattern(

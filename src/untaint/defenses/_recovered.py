@@ -47,11 +47,12 @@ SAME = 0.5  # share of the smaller of two patterns of a class that the other has
 class Recovered:
     """A pattern, and what models make of it.
 
-    ``unusual``: it should not occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other
+    ``picture``: float32 (channel, side, side), its change less what pictures naturally differ by. ``unusual``: it should not occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other
     classes the watchers and the witness take for its class with the pattern laid over; nan: not put to the test.
     """
 
     pattern: Pattern
+    picture: NDArray[np.float32]
     unusual: bool
     seen: float = np.nan
     unseen: float = np.nan
@@ -73,11 +74,18 @@ def shared(task: Task) -> list[Recovered]:
         place = task.where or device()
         if place.type == "mps":  # which has no Cholesky factors
             place = torch.device("cpu")
-        found = patterns(Pixels(task.examples, SIDE, place), task.probes, DIRECTIONS, task.seed, task.progress).patterns
-        alone = unusual(np.array([pattern.excess for pattern in found]))
-        worth = [index for index, pattern in enumerate(found) if alone[index] or pattern.excess >= TRIED]
-        worth = sorted(worth, key=lambda index: -found[index].excess)[:MOST_TRIED]
-        keep(task, [Recovered(found[index], bool(alone[index])) for index in worth])
+        found = patterns(Pixels(task.examples, SIDE, place), task.probes, DIRECTIONS, task.seed, task.progress)
+        excess = np.array([pattern.excess for pattern in found.patterns])
+        alone = unusual(excess)
+        worth = [index for index in np.argsort(-excess) if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
+        pictures = found.sharpened([found.patterns[index] for index in worth])
+        keep(
+            task,
+            [
+                Recovered(found.patterns[index], sharp, bool(alone[index]))
+                for index, sharp in zip(worth, pictures, strict=True)
+            ],
+        )
     return kept(task)
 
 
@@ -91,6 +99,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
     run.save_array(folder / "rows.npy", np.concatenate([*(pattern.rows for pattern in own), *empty]))
     run.save_array(folder / "ends.npy", np.cumsum([len(pattern.rows) for pattern in own], dtype=np.int64))
     run.save_array(folder / "changes.npy", np.array([pattern.change for pattern in own], dtype=np.float32))
+    run.save_array(folder / "pictures.npy", np.array([one.picture for one in found], dtype=np.float32))
     facts = [
         {
             "label": one.pattern.label,
@@ -109,15 +118,18 @@ def kept(task: Task) -> list[Recovered]:
     folder = task.scratch / "patterns"
     facts = run.finished(folder)
     assert facts is not None
-    rows, ends, changes = (np.array(run.load_array(folder / f"{name}.npy")) for name in ("rows", "ends", "changes"))
+    rows, ends, changes, pictures = (
+        np.array(run.load_array(folder / f"{name}.npy")) for name in ("rows", "ends", "changes", "pictures")
+    )
     parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
     return [
         Recovered(
             Pattern(told["label"], told["excess"], own, change),
+            picture,
             told["unusual"],
             *(np.nan if told[name] is None else told[name] for name in ("seen", "unseen")),
         )
-        for told, own, change in zip(facts["patterns"], parts, changes, strict=True)
+        for told, own, change, picture in zip(facts["patterns"], parts, changes, pictures, strict=True)
     ]
 
 
@@ -148,7 +160,7 @@ def recover(
     """
     if all(np.isfinite(one.seen) for one in found):
         return list(found)
-    rows = pictures(task, trusted)
+    rows = laid_over(task, trusted)
     own = [one.pattern for one in found]
     stages = [f"{view}-{half}" for view in views for half in "ab"]
     with task.progress.step("put patterns to the test", len(own) * (len(stages) + 1)) as step:
@@ -180,11 +192,11 @@ def triggers(found: Sequence[Recovered]) -> list[Trigger]:
         if all(
             len(np.intersect1d(own.rows, other.rows)) < SAME * min(len(own.rows), len(other.rows)) for other in same
         ):
-            kept.append(Trigger(label=own.label, rows=own.rows, change=own.change, seen=one.seen, unseen=one.unseen))
+            kept.append(Trigger(label=own.label, rows=own.rows, picture=one.picture, seen=one.seen, unseen=one.unseen))
     return kept
 
 
-def pictures(task: Task, trusted: NDArray[np.int64]) -> NDArray[np.int64]:
+def laid_over(task: Task, trusted: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the rows over which patterns are laid: probes of the data, and trusted rows where these are few."""
     own = rng.choose(task.seed, "defenses/recovered", np.setdiff1d(task.probes, task.outside), PICTURES)
     more = rng.choose(task.seed, "defenses/recovered/more", np.setdiff1d(trusted, own), PICTURES - len(own))

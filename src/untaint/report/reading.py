@@ -25,7 +25,7 @@ _NEEDED = ("row", "key", "label", "score", "p_value", "rank", "verdict", "probe"
 _ABSENT: Mapping[str, Any] = {  # what the page takes where the summary is silent
     **dict.fromkeys(("rows", "unreadable"), 0),
     **dict.fromkeys(("preset", "hardware", "next"), ""),
-    **dict.fromkeys(("class_names", "per_class", "stages", "limits"), ()),
+    **dict.fromkeys(("class_names", "per_class", "stages", "limits", "triggers"), ()),
     **dict.fromkeys(("rule", "counts", "versions"), MappingProxyType({})),
     "name": "run",
     "detector": "unknown",
@@ -97,6 +97,13 @@ class Table:
     def probe(self) -> NDArray[np.bool_]:
         """Whether each entry is a probe: bool."""
         return self._numbers("probe", "bool")
+
+    @cached_property
+    def trigger(self) -> NDArray[np.int64]:
+        """Number of the trigger that each entry has, from 1; 0: none: int64."""
+        if "in_trigger" not in self.data.column_names:
+            return np.zeros(len(self), dtype=np.int64)
+        return self._numbers("in_trigger", "int64")
 
     @cached_property
     def classes(self) -> NDArray[np.int64]:
