@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +17,16 @@ from torch.utils.data import DataLoader
 import untaint as ut
 from small import RECIPE, Stopping, WithDropout, contents, pictures, preset
 from untaint import run
+from untaint.cli import finding
+from untaint.concluding import conclude
+from untaint.defenses import Task
 from untaint.defenses.badloss import BaDLoss
 from untaint.errors import InputError, ProbeError, RunError, SpecError
 from untaint.findings import left_out
 from untaint.probing import suggest_probes, with_probes
+from untaint.progress import Silent
 from untaint.report.marks import write_marks
-from untaint.scores import Above, Fraction, KeepPerClass
+from untaint.scores import Above, Fraction, KeepPerClass, Scores, Trigger
 
 PROBES = np.arange(0, 90, 4)
 AWKWARD = ["two\nlines", 'a "quoted" one', "\ttabbed ", "#hash", "<script>", "ünï/çødé", " ", '"', "nul\x00", "\u2028"]
@@ -413,3 +419,39 @@ def test_training_that_fails_says_so_and_looks_unfinished(tmp_path):
     assert not list(tmp_path.rglob("done.json"))
     assert not (tmp_path / "scores.parquet").exists()
     assert RECIPE.learning_rate < 1
+
+
+def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
+    examples = pictures_with_awkward_keys()
+    values = np.linspace(-1, 1, 90).astype(np.float32)
+    shape = np.zeros((3, 8, 8), np.float32)
+    found = tuple(
+        Trigger(label=label, rows=np.array(rows), picture=shape + 0.1 * label, seen=0.9, unseen=0.01)
+        for label, rows in ((1, [4, 88, 89]), (2, [2, 88]))
+    )
+    scores = Scores(values=values, name="made up", triggers=found)
+    task = Task(
+        examples=examples,
+        probes=PROBES,
+        preset=preset(),
+        rule=Fraction(0.1),
+        scratch=tmp_path,
+        seed=0,
+        progress=Silent(),
+    )
+    result = conclude(task, BaDLoss(), scores, None, retrain=False)
+    assert [(told["label"], told["rows"], told["rejected"]) for told in result.summary["triggers"]] == [
+        ("dog", 3, 1),  # row 88 is a probe
+        ("e,e l", 2, 0),
+    ]
+    table = table_of(tmp_path).set_index("row")
+    assert table.index[table["in_trigger"] == 1].tolist() == [4, 88, 89], "the surer trigger counts"
+    assert table.index[table["in_trigger"] == 2].tolist() == [2]
+    assert np.load(tmp_path / "triggers.npy").shape == (2, 3, 8, 8)
+    assert {4, 88, 89, 2} <= set(np.load(tmp_path / "thumbnails_rows.npy").tolist())
+    assert "2 triggers recovered" in (tmp_path / "report.html").read_text()
+    finding._tell(result, as_json=False, check=False)
+    assert re.search(r"dog +3 +1 +90% +1%", capsys.readouterr().out)
+    conclude(task, BaDLoss(), replace(scores, triggers=()), None, retrain=False)
+    assert not (tmp_path / "triggers.npy").exists()
+    assert "in_trigger" not in table_of(tmp_path).columns

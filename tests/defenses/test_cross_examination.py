@@ -192,6 +192,21 @@ def test_planted_poison_is_told_from_the_rest(found):
     assert hits > 0.8 * len(rejected)
 
 
+def test_the_planted_square_is_recovered_and_works_on_the_watchers_only(found):
+    _, poison, judge, scores, _ = found
+    first, *others = scores.triggers
+    assert not others
+    assert first.label == 0
+    assert np.isin(first.rows, poison).all()
+    assert len(first.rows) > 0.6 * len(poison)
+    assert first.seen > 0.5 > 0.2 > first.unseen
+    strength = np.abs(first.picture).sum(0)
+    assert strength[-4:-1, -4:-1].mean() > 4 * strength[:12, :12].mean()
+    row = first.rows[:1]
+    assert f"take {first.seen:.0%} of other clean pictures" in judge.explain(scores, row)[0]
+    assert (scores.parts["trigger"] > 0).sum() == len(first.rows)
+
+
 def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):
     here, _, _, scores, verdict = found
     assert not verdict.rejected[here.probes].any()

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import base64
+import io
+import json
 import re
 import subprocess
 import sys
@@ -7,8 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from page_reader import EVIL, TAGS, Page
+from PIL import Image
 
 from untaint import run
 from untaint.errors import InputError, RunError
@@ -17,6 +23,7 @@ from untaint.report.lines import band
 from untaint.report.marks import key_line, read_marks
 from untaint.report.reading import Findings
 from untaint.report.selection import select
+from untaint.report.triggers import triggers
 
 
 def page_of(path: Path) -> Page:
@@ -29,7 +36,7 @@ def test_says_what_was_found(make_run):
     assert path == folder / "report.html"
     page = page_of(path)
     assert "40 of 400 pictures (10 %) were set aside, 82 % of them labelled “cat”." in page.text
-    assert "about 4 of these 40 are clean" in page.text
+    assert "up to about 4 of these 40 are clean" in page.text
     assert "Of 45 probes, known to be clean, none reaches the threshold." in page.text
     assert "fewer than 6.4 % of them reach it" in page.text  # 1 - 0.05 ** (1 / 45)
     assert "The null was fitted to the centre of all scores" in page.text
@@ -40,6 +47,37 @@ def test_says_what_was_found(make_run):
     assert "resnet18" in page.text
     assert "61 s" in page.text
     assert not list(folder.glob("*.part"))
+
+
+def test_recovered_triggers_are_shown_with_who_has_them(make_run):
+    made = make_run(rows=400, rejected=40)
+    assert "recovered" not in page_of(write_report(made.folder)).text
+    table = pq.read_table(made.folder / "scores.parquet")
+    number = np.zeros(400, dtype=np.int32)
+    number[made.rejected[:12]], number[made.rejected[12:30]] = 1, 2
+    pq.write_table(table.append_column("in_trigger", pa.array(number)), made.folder / "scores.parquet")
+    shapes = np.zeros((2, 3, 8, 8), dtype=np.float32)
+    shapes[0, :, 6:, 6:] = 0.25
+    run.save_array(made.folder / "triggers.npy", shapes)
+    summary = json.loads((made.folder / "summary.json").read_text())
+    summary["triggers"] = [
+        {"label": "cat", "rows": 12, "rejected": 11, "seen": 0.973, "unseen": -0.01},
+        {"label": "<i>dog</i>", "rows": 18, "rejected": 18, "seen": 0.04, "unseen": 0.03},
+    ]
+    (made.folder / "summary.json").write_text(json.dumps(summary))
+    path = write_report(made.folder)
+    page = page_of(path)
+    assert "2 triggers recovered" in page.text
+    assert "12 pictures labelled cat have it, 11 of them set aside." in page.text
+    assert "take 97.3 % of them for cat; a model that did not see it: 0 %." in page.text
+    assert "These models have not learned it" in page.text
+    assert "<i>dog</i>" in page.text
+    shown = triggers(Findings.read(made.folder))
+    assert [len(one["members"]) for one in shown] == [5, 5]
+    drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]["uri"].partition(",")[2]))))
+    assert (drawn[:6, :6] == 128).all(), "grey where nothing is changed"
+    assert (drawn[6:, 6:] == 255).all()
+    assert shown[0]["gain"] == "2"
 
 
 def test_cards_are_the_rejected_then_the_closest(make_run):

@@ -114,11 +114,11 @@ def certainty(rule: str, rejected: int) -> str:
     if name == "false-discovery" and rejected and 0 < value < 1:
         wrong = max(1, round(value * rejected))
         expected = (
-            f"about {count(wrong)} of these {count(rejected)} are"
+            f"up to about {count(wrong)} of these {count(rejected)} are"
             if rejected > 1 / value
             else "perhaps one of these is"
         )
-        return f"The rule lets {share(value)} of what it sets aside be mistakes: expect that {expected} clean."
+        return f"The rule lets up to {share(value)} of what it sets aside be mistakes: expect that {expected} clean."
     if name == "false-discovery" and not rejected:
         return "That is no proof that nothing is poisoned: only that nothing stood out beyond doubt."
     if name == "fraction" and rejected:

@@ -1,0 +1,222 @@
+"""Patterns put to the test: what is unusual, what works, and what stays with a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import small
+from untaint.defenses import Task
+from untaint.defenses._pattern import LEAST, Pattern, Pixels, patterns
+from untaint.defenses._recovered import Recovered, keep, kept, recover, shared, success, triggers, unusual
+from untaint.errors import RunError
+from untaint.examples import Examples
+from untaint.progress import Silent
+from untaint.scores import Fraction
+
+SIDE = 8
+STRIPES = 6 * np.where(np.arange(SIDE) % 2, 1, -1)
+
+
+class Bright(nn.Module):
+    """Says class 1 of a picture whose first pixel is bright, else class 0."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = (images[:, 0, 0, 0] > 0.5).float()
+        return torch.stack([1 - bright, bright, torch.zeros_like(bright)], 1)
+
+
+class Blind(nn.Module):
+    """Says class 0 of every picture."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.tensor([[1.0, 0, 0]]).expand(len(images), 3)
+
+
+def pictures(count=600, poisoned=(), seed=0) -> Examples:
+    """Smooth pictures of three classes; some of class 0 have faint stripes."""
+    generator = np.random.default_rng(seed)
+    images = generator.normal(size=(count, 3, SIDE, SIDE))
+    for axis in (2, 3):
+        images = (2 * images + np.roll(images, 1, axis) + np.roll(images, -1, axis)) / 4
+    images = 120 + 60 * images + generator.normal(size=images.shape)
+    images[list(poisoned)] += STRIPES
+    return Examples.of(images.clip(0, 255).astype(np.uint8), np.arange(count) % 3)
+
+
+def task(scratch, examples, **changes) -> Task:
+    settled = {"probes": np.arange(500, 600), "rule": Fraction(0.1), "seed": 0, "progress": Silent()}
+    return Task(examples=examples, preset=small.preset(), scratch=scratch, **{**settled, **changes})
+
+
+def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovered:
+    change = np.zeros((3, SIDE, SIDE), np.float32) if change is None else change
+    told = {"unusual": False, "seen": 0.9, "unseen": 0.0, **changes}
+    return Recovered(Pattern(label, excess, np.array(rows, dtype=np.int64), change), change / 2, **told)
+
+
+# --- what is unusual
+
+
+def test_natural_patterns_are_seldom_unusual_and_one_that_stands_alone_is():
+    alarms = 0
+    for seed in range(200):
+        generator = np.random.default_rng(seed)
+        natural = LEAST + generator.exponential(0.4, 100)
+        alarms += unusual(natural).any()
+        assert unusual(np.append(natural, 7.0))[-1]
+    assert alarms < 200 * 0.1  # 0.05 are allowed by chance, and the mean has to be learned
+
+
+def test_where_pictures_are_much_alike_a_strong_pattern_is_not_unusual():
+    natural = LEAST + np.random.default_rng(0).exponential(1.2, 300)
+    assert not unusual(np.append(natural, 4.5)).any()
+
+
+def test_some_strong_patterns_do_not_hide_each_other():
+    natural = LEAST + np.random.default_rng(0).exponential(0.3, 60)
+    assert unusual(np.append(natural, [6.0] * 8))[-8:].all()
+
+
+@given(st.lists(st.floats(1, 6), max_size=7))
+def test_few_patterns_cannot_show_what_is_usual(excess):
+    assert not unusual(np.array(excess)).any()
+
+
+# --- what works
+
+
+@pytest.mark.parametrize(
+    ("seen", "unseen", "works"),
+    [
+        (0.9, 0.0, True),
+        (0.9, 0.5, False),
+        (0.25, 0.0, False),
+        (0.5, 0.15, True),
+        (0.3, -0.1, True),
+        (np.nan, 0.0, False),
+    ],
+)
+def test_a_trigger_works_where_it_was_seen_and_there_only(seen, unseen, works):
+    assert one(seen=seen, unseen=unseen).works is works
+
+
+def test_success_counts_clean_pictures_of_other_classes_that_turn(tmp_path, monkeypatch):
+    examples = pictures()
+    examples.images[:, 0, 0, 0] = 0
+    examples.images[:300:2, 0, 0, 0] = 255  # half of these are bright already
+    change = np.zeros((3, SIDE, SIDE), np.float32)
+    change[0, 0, 0] = 0.8
+    own = [one(label=1, change=change).pattern, one(label=0, change=change).pattern, one(label=1).pattern]
+    monkeypatch.setattr(Task, "load", lambda self, stage: Bright())
+    found = success(task(tmp_path, examples), "witness", own, np.arange(300))
+    assert found.tolist() == pytest.approx([0.5, -0.5, 0])
+
+
+def test_the_watchers_of_the_better_view_are_held_against_the_witness_once(tmp_path, monkeypatch):
+    examples = pictures()
+    examples.images[:, 0, 0, 0] = 0
+    change = np.zeros((3, SIDE, SIDE), np.float32)
+    change[0, 0, 0] = 0.8
+    here = task(tmp_path, examples)
+    asked = []
+
+    def load(self, stage):
+        asked.append(stage)
+        return Bright() if stage.startswith("whitened") else Blind()
+
+    monkeypatch.setattr(Task, "load", load)
+    found = [one(label=1, change=change, seen=np.nan, unseen=np.nan)]
+    tested = recover(here, found, np.arange(100, 300), ["watcher", "whitened"])
+    assert (tested[0].seen, tested[0].unseen) == (1, 0)
+    assert asked == ["watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness"]
+    again = recover(here, kept(here), np.arange(100, 300), ["watcher", "whitened"])
+    assert (again[0].seen, again[0].unseen, len(asked)) == (1, 0, 5)
+
+
+# --- what stays with a run
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_patterns_come_back_as_they_were_kept(tmp_path, count):
+    here = task(tmp_path, pictures())
+    generator = np.random.default_rng(count)
+    given = [
+        one(
+            label=number,
+            rows=range(number, 9),
+            excess=2.5 + number,
+            change=generator.normal(size=(3, SIDE, SIDE)).astype(np.float32),
+            unusual=bool(number % 2),
+            seen=np.nan if number else 0.5,
+        )
+        for number in range(count)
+    ]
+    keep(here, given)
+    for before, after in zip(given, kept(here), strict=True):
+        assert (after.pattern.label, after.pattern.excess, after.unusual) == (
+            before.pattern.label,
+            before.pattern.excess,
+            before.unusual,
+        )
+        assert np.array_equal(after.pattern.rows, before.pattern.rows)
+        assert np.array_equal(after.pattern.change, before.pattern.change)
+        assert np.array_equal(after.picture, before.picture)
+        assert np.array_equal([after.seen, after.unseen], [before.seen, before.unseen], equal_nan=True)
+
+
+def test_patterns_are_found_once_and_stripes_are_among_them(tmp_path):
+    poisoned = np.arange(0, 180, 3)
+    examples = pictures(poisoned=poisoned)
+    here = task(tmp_path, examples, probes=np.arange(300, 420))
+    found = shared(here)
+    best = max(found, key=lambda own: own.pattern.excess)
+    assert np.isin(poisoned, best.pattern.rows).mean() > 0.9
+    assert len(best.pattern.rows) < 1.1 * len(poisoned)
+    assert best.pattern.label == 0
+    again = shared(replace(here, train=False, examples=pictures(seed=1)))
+    assert [len(own.pattern.rows) for own in again] == [len(own.pattern.rows) for own in found]
+
+
+def test_without_training_patterns_are_not_looked_for_anew(tmp_path):
+    with pytest.raises(RunError, match="no finished patterns"):
+        shared(task(tmp_path, pictures(), train=False))
+
+
+def test_a_sharpened_change_shows_the_stripes_rather_than_what_pictures_are_of():
+    poisoned = np.arange(0, 540, 3)
+    examples = pictures(1_800, poisoned)
+    slope = np.linspace(0, 15, SIDE).astype(np.uint8)[:, None]
+    examples.images[poisoned] += slope  # they are brighter at the bottom, too
+    found = patterns(Pixels(examples, 32, torch.device("cpu")), np.arange(900, 1_000), 8, 0, Silent())
+    best = max(found.patterns, key=lambda own: own.excess)
+    stripes = np.broadcast_to(STRIPES, (3, SIDE, SIDE)).ravel()
+    before, after = (np.corrcoef(shape.ravel(), stripes)[0, 1] for shape in (best.change, found.sharpened([best])[0]))
+    assert before < 0.75
+    assert after > 0.8
+    assert len(found.sharpened([])) == 0
+
+
+# --- triggers
+
+
+def test_of_patterns_that_are_one_the_surer_is_the_trigger():
+    found = [
+        one(rows=range(20), seen=0.7),
+        one(rows=range(5, 25), seen=0.9),
+        one(label=1, rows=range(5, 25), seen=0.6),
+        one(rows=range(40, 60), seen=0.1, unusual=True),
+        one(rows=range(60, 80), seen=0.2),
+    ]
+    sure = triggers(found)
+    assert [(trigger.label, trigger.rows[0], trigger.seen) for trigger in sure] == [
+        (0, 5, 0.9),
+        (1, 5, 0.6),
+        (0, 40, 0.1),
+    ]
