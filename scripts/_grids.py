@@ -7,6 +7,7 @@ from pathlib import Path
 
 from _markdown import table
 from _words import on_resnet18, what_it_says
+from scipy import stats
 
 from untaint.bench import read_grid
 from untaint.bench.groups import Result, attackers, grouped, labels
@@ -16,7 +17,7 @@ from untaint.bench.table import render
 
 ROOT = Path(__file__).parents[1]
 PLOTS = ROOT / "docs" / "plots"
-TABLE_ONLY = ("paper-score",)  # grids shown without plots
+TABLE_ONLY = ("paper-score", "clean")  # grids shown in a table of their own, without plots
 KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
@@ -41,7 +42,7 @@ def benchmark(path: Path) -> str:
         return ""
     machines = sorted({result["hardware"] for result in found})
     if grid.name in TABLE_ONLY:
-        parts = [recordings(found)]
+        parts = [recordings(found) if grid.name == "paper-score" else alarms(found)]
     else:
         parts = [
             render(found, "markdown"),
@@ -76,6 +77,32 @@ def recordings(found: Sequence[Result]) -> str:
         )
     drawn = table(["watcher", "pictures", *scores, *(f"paper's: {called[name]}" for name in attacks)], rows)
     return f"AUROC over all attacks, and of the paper's score by attack; one seed.\n\n{drawn}\n\n{RECORDINGS}"
+
+
+def alarms(found: Sequence[Result]) -> str:
+    """One line for each setting without poison: in how many runs anything was set aside, and how much."""
+    rows = []
+    for group in grouped(found):
+        counts = [int(result["removal"]["rejected"]) for result in group.finished]
+        some, runs = sum(count > 0 for count in counts), len(counts)
+        low, high = (
+            float(stats.beta.ppf(part, *ends))
+            for part, ends in ((0.025, (some, runs - some + 1)), (0.975, (some + 1, runs - some)))
+        )
+        interval = f"{100 * (0 if some == 0 else low):.1f} to {100 * (1 if some == runs else high):.1f} %"
+        rows.append(
+            [group.title, group.called, str(runs), str(some), interval, f"{sum(counts) / runs:.1f}", str(max(counts))]
+        )
+    head = [
+        "setting",
+        "defence",
+        "runs",
+        "with any alarm",
+        "95 % interval (Clopper and Pearson)",
+        "set aside on average",
+        "at most",
+    ]
+    return table(head, rows)
 
 
 def plots(path: Path) -> None:

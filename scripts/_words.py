@@ -25,7 +25,7 @@ REMARKS = {
     "spectral": " It is told nothing of the poison, and sets 15 % of each class aside. Under several attacks on CIFAR-10 the defences that the paper compares leave "
     "63 % on average; this one does far better here, where each attack has a target of its own.",
     "pattern": " All seven triggers lie at a fixed place, which is what it looks for, and it was made while looking at six of them (not narcissus); of a warp, or a "
-    "sticker that is moved about, it finds nothing. It has no part in cross-examination yet.",
+    "sticker that is moved about, it finds nothing. Cross-examination looks for the same patterns, and puts them to the test.",
 }
 
 
@@ -108,7 +108,8 @@ def on_the_first(own: Figures) -> str:
             f"- **Its recording is good, and its idea.** Compared by margins beside the class's median, the same curves find {own.removed(MARGINS, 'recall'):.0f} % at the same "
             f"40 %: mean ASR {own.asr(MARGINS):.1f} %, {own.points(MARGINS)}. These options were chosen on such attacks.",
             own.line(CROSS, "Cross-examination")
-            + f" The oracle, which knows who is poisoned, leaves {own.asr('oracle'):.1f} %. What it misses is mostly the sinusoid, which keeps its right labels.",
+            + f" The oracle, which knows who is poisoned, leaves {own.asr('oracle'):.1f} %."
+            + f" Of what it set aside {100 - own.removed(CROSS, 'precision'):.1f} % is clean, where up to a tenth is stated.",
             *(
                 own.line(defence, name) + REMARKS.get(defence, "")
                 for defence, name in OTHERS.items()
@@ -128,7 +129,7 @@ def on_another(own: Figures, title: str) -> str:
         said.append(
             own.line(CROSS, "Cross-examination")
             + f" Undefended it is {own.asr('none'):.1f} %, without poison {own.asr('oracle'):.1f} %. "
-            + f"Of what it set aside {clean:.0f} % is clean, where a tenth is stated."
+            + f"Of what it set aside {clean:.1f} % is clean, where up to a tenth is stated."
             + (f" It leaves: {', '.join(left)}." if left else "")
         )
     said += [
