@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import small
-from untaint.defenses import Task
-from untaint.defenses._pattern import LEAST, Pattern, Pixels, patterns
+from untaint.defenses import Task, _recovered
+from untaint.defenses._pattern import LEAST, Found, Pattern, Pixels, patterns
 from untaint.defenses._recovered import Recovered, keep, kept, recover, shared, success, triggers, unusual
 from untaint.errors import RunError
 from untaint.examples import Examples
@@ -58,7 +58,7 @@ def task(scratch, examples, **changes) -> Task:
 def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovered:
     change = np.zeros((3, SIDE, SIDE), np.float32) if change is None else change
     told = {"unusual": False, "seen": 0.9, "unseen": 0.0, **changes}
-    return Recovered(Pattern(label, excess, np.array(rows, dtype=np.int64), change), change / 2, **told)
+    return Recovered(Pattern(label, excess, 0.25, np.array(rows, dtype=np.int64), change), change / 2, **told)
 
 
 # --- what is unusual
@@ -160,11 +160,12 @@ def test_patterns_come_back_as_they_were_kept(tmp_path, count):
     ]
     keep(here, given)
     for before, after in zip(given, kept(here), strict=True):
-        assert (after.pattern.label, after.pattern.excess, after.unusual) == (
+        assert (after.pattern.label, after.pattern.excess, after.pattern.between) == (
             before.pattern.label,
             before.pattern.excess,
-            before.unusual,
+            0.25,
         )
+        assert after.unusual == before.unusual
         assert np.array_equal(after.pattern.rows, before.pattern.rows)
         assert np.array_equal(after.pattern.change, before.pattern.change)
         assert np.array_equal(after.picture, before.picture)
@@ -180,8 +181,33 @@ def test_patterns_are_found_once_and_stripes_are_among_them(tmp_path):
     assert np.isin(poisoned, best.pattern.rows).mean() > 0.9
     assert len(best.pattern.rows) < 1.1 * len(poisoned)
     assert best.pattern.label == 0
+    assert best.pattern.between < 0.5
     again = shared(replace(here, train=False, examples=pictures(seed=1)))
     assert [len(own.pattern.rows) for own in again] == [len(own.pattern.rows) for own in found]
+
+
+def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
+    examples = pictures(3_000)
+    images = examples.images.astype(np.float64)
+    degrees = np.random.default_rng(1).exponential(1.5, 1_000)
+    images[::3] += degrees[:, None, None, None] * STRIPES / 3  # only class 0 has it, from none to much
+    here = task(
+        tmp_path, Examples.of(images.clip(0, 255).astype(np.uint8), examples.labels), probes=np.arange(1, 400, 3)
+    )
+    best = max(shared(here), key=lambda own: own.pattern.excess)
+    assert best.pattern.label == 0
+    assert best.pattern.excess > 3
+    assert best.pattern.between > 1
+
+
+def test_only_a_kind_of_its_own_is_unusual(tmp_path, monkeypatch):
+    excess = LEAST + np.random.default_rng(0).exponential(0.3, 60)
+    natural = [replace(one(excess=value).pattern, between=5.0) for value in excess]
+    strong = [replace(one(label=label, excess=6.0).pattern, between=between) for label, between in ((1, 0.2), (2, 3.0))]
+    factor = torch.eye(3 * SIDE * SIDE)
+    monkeypatch.setattr(_recovered, "patterns", lambda *_: Found({}, [*natural, *strong], factor))
+    found = {own.pattern.label: own.unusual for own in shared(task(tmp_path, pictures())) if own.pattern.excess == 6}
+    assert found == {1: True, 2: False}
 
 
 def test_without_training_patterns_are_not_looked_for_anew(tmp_path):

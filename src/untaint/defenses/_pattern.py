@@ -31,6 +31,7 @@ FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
 SPARE = 10  # directions more than are asked for, dropped afterwards
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
+AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
 TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
 STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
 NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
@@ -107,12 +108,14 @@ class Tail:
 class Pattern:
     """What a part of a class has in common.
 
-    ``label``: the class. ``excess``: as of a tail. ``rows``: who has it, int64. ``change``: float32 (channel, side, side), by
-    how much their pictures differ from the rest of the class.
+    ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
+    it, for each of these that lies near their median. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
+    by how much their pictures differ from the rest of the class.
     """
 
     label: int
     excess: float
+    between: float
     rows: NDArray[np.int64]
     change: NDArray[np.float32]
 
@@ -221,6 +224,7 @@ def _pattern(
     place = deviations[outermost]
     middle = np.median(place)
     width = 1.4826 * np.median(np.abs(place - middle))
+    halfway, near = (int(np.count_nonzero(np.abs(deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
     rows = members[outermost[place >= middle - STRAGGLING * max(width, NARROW)]]
     change = pixels.read(rows).mean(0)  # less the mean of the class
     change *= len(members) / max(1, len(members) - len(rows))  # less the mean of the others
@@ -230,6 +234,7 @@ def _pattern(
     return Pattern(
         label=int(pixels.examples.labels[members[0]]),
         excess=float(excess.max()),
+        between=halfway / max(1, near),
         rows=rows,
         change=change.reshape(shape).cpu().numpy(),
     )

@@ -7,7 +7,8 @@ is laid over clean pictures of other classes, and the watchers' answers are held
 A trigger that these models have not learned works with none of them. It is known by standing alone: the excess of
 natural patterns falls off exponentially (as the logarithm of a ratio with a Pareto tail does), fast where
 pictures of a class have little in common and slowly where they are tracks of one thing. A pattern that should not
-occur once among so many is unusual.
+occur once among so many is unusual, if those who have it are also a kind of their own: cars are red by degrees, with more of them halfway
+to the reddest than there; a trigger is there or not.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ CHANCE = 0.05  # that one natural pattern among all is called unusual
 ORDINARY = 2.3  # excess up to which patterns show how fast their number falls off
 FEWEST = 8  # patterns that can show it
 STEEPEST = 0.3  # no mean excess beyond LEAST is taken for smaller
+HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it is no kind of its own
 TRIED = 2.0  # excess from which on a pattern is put to the test
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
@@ -47,8 +49,9 @@ SAME = 0.5  # share of the smaller of two patterns of a class that the other has
 class Recovered:
     """A pattern, and what models make of it.
 
-    ``picture``: float32 (channel, side, side), its change less what pictures naturally differ by. ``unusual``: it should not occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other
-    classes the watchers and the witness take for its class with the pattern laid over; nan: not put to the test.
+    ``picture``: float32 (channel, side, side), its change less what pictures naturally differ by. ``unusual``: it should not
+    occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other classes the watchers and
+    the witness take for its class with the pattern laid over; nan: not put to the test.
     """
 
     pattern: Pattern
@@ -76,7 +79,8 @@ def shared(task: Task) -> list[Recovered]:
             place = torch.device("cpu")
         found = patterns(Pixels(task.examples, SIDE, place), task.probes, DIRECTIONS, task.seed, task.progress)
         excess = np.array([pattern.excess for pattern in found.patterns])
-        alone = unusual(excess)
+        apart = np.array([pattern.between < HALFWAY for pattern in found.patterns], dtype=bool)
+        alone = unusual(excess) & apart
         worth = [index for index in np.argsort(-excess) if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
         pictures = found.sharpened([found.patterns[index] for index in worth])
         keep(
@@ -104,6 +108,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
         {
             "label": one.pattern.label,
             "excess": one.pattern.excess,
+            "between": one.pattern.between,
             "unusual": one.unusual,
             "seen": None if np.isnan(one.seen) else one.seen,
             "unseen": None if np.isnan(one.unseen) else one.unseen,
@@ -124,7 +129,7 @@ def kept(task: Task) -> list[Recovered]:
     parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
     return [
         Recovered(
-            Pattern(told["label"], told["excess"], own, change),
+            Pattern(told["label"], told["excess"], told["between"], own, change),
             picture,
             told["unusual"],
             *(np.nan if told[name] is None else told[name] for name in ("seen", "unseen")),
