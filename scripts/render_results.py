@@ -118,7 +118,9 @@ def page() -> str:
         "Nothing of this was chosen while looking at narcissus or frequency. The detector pattern is younger: it was made while looking at CIFAR-10, the same pictures and seeds as here, and GTSRB, under all of these attacks and the warp, but for narcissus. "
         "How cross-examination puts patterns to the test, and the rule `false-discovery` as it is now, were chosen while looking at all seven attacks on "
         "seeds 0 and 2 of CIFAR-10, at GTSRB, at lattice, pixel and sinusoid by themselves, and at both data sets without poison; they were frozen on 22 November 2026, before "
-        "the tables of cross-examination here were made. Seed 1 of CIFAR-10 and the other attackers by themselves had not been looked at. "
+        "the tables of cross-examination here were made. One thing was changed after that: in seed 1 of CIFAR-10, not looked at until then, red cars were taken for a trigger "
+        "(124 clean pictures set aside, 6.9 % of all that was), whereupon a pattern counts as unusual only if those who have it are a kind of their own. The other attackers by themselves "
+        "had not been looked at. "
         "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",
         *filter(None, map(benchmark, GRIDS)),
         "## Whole data sets, by the command line",
