@@ -426,7 +426,7 @@ def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
     values = np.linspace(-1, 1, 90).astype(np.float32)
     shape = np.zeros((3, 8, 8), np.float32)
     found = tuple(
-        Trigger(label=label, rows=np.array(rows), picture=shape + 0.1 * label, seen=0.9, unseen=0.01)
+        Trigger(label=label, rows=np.array(rows), picture=shape + 0.1 * label, seen=0.9, unseen=0.01, works=True)
         for label, rows in ((1, [4, 88, 89]), (2, [2, 88]))
     )
     scores = Scores(values=values, name="made up", triggers=found)

@@ -121,6 +121,7 @@ def _write_triggers(task: Task, scores: Scores, rejected: NDArray[np.int64]) -> 
             "rejected": len(np.intersect1d(trigger.rows, rejected)),
             "seen": round(trigger.seen, 4),
             "unseen": round(trigger.unseen, 4),
+            "works": trigger.works,
         }
         for trigger in scores.triggers
     ]

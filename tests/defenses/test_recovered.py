@@ -241,8 +241,8 @@ def test_of_patterns_that_are_one_the_surer_is_the_trigger():
         one(rows=range(60, 80), seen=0.2),
     ]
     sure = triggers(found)
-    assert [(trigger.label, trigger.rows[0], trigger.seen) for trigger in sure] == [
-        (0, 5, 0.9),
-        (1, 5, 0.6),
-        (0, 40, 0.1),
+    assert [(trigger.label, trigger.rows[0], trigger.seen, trigger.works) for trigger in sure] == [
+        (0, 5, 0.9, True),
+        (1, 5, 0.6, True),
+        (0, 40, 0.1, False),
     ]

@@ -197,7 +197,16 @@ def triggers(found: Sequence[Recovered]) -> list[Trigger]:
         if all(
             len(np.intersect1d(own.rows, other.rows)) < SAME * min(len(own.rows), len(other.rows)) for other in same
         ):
-            kept.append(Trigger(label=own.label, rows=own.rows, picture=one.picture, seen=one.seen, unseen=one.unseen))
+            kept.append(
+                Trigger(
+                    label=own.label,
+                    rows=own.rows,
+                    picture=one.picture,
+                    seen=one.seen,
+                    unseen=one.unseen,
+                    works=one.works,
+                )
+            )
     return kept
 
 

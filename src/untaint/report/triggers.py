@@ -20,7 +20,6 @@ MEMBERS = 5  # pictures beside each
 PICTURE_BYTES = 1_000_000
 STRONGEST = 0.995  # of its values that a picture shows without clipping
 LOUDEST = 32.0  # times that it is made stronger so as to be seen
-WORKS = 0.3  # the least difference of which it is said that a trigger works
 
 
 def triggers(findings: Findings) -> list[dict[str, Any]]:
@@ -64,7 +63,7 @@ def _members(findings: Findings, number: int) -> list[NDArray[np.uint8]]:
 def _text(facts: dict[str, Any]) -> str:
     label, seen, unseen = shown(str(facts["label"])), float(facts["seen"]), float(facts["unseen"])
     has = f"{facts['rows']:,} pictures labelled {label} have it, {facts['rejected']:,} of them set aside."
-    if seen - unseen >= WORKS:
+    if facts["works"]:
         return (
             f"{has} Laid over clean pictures of other classes, it makes the models that saw it take {share(max(seen, 0))} of them for {label}; "
             f"a model that did not see it: {share(max(unseen, 0))}."
