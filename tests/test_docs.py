@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOT_RUN = ("demo", "bench", "--model", "--preset")  # what takes long is only parsed
-IN_A_RUN = ("airplane/", "watcher-a/", "watcher-b/", "whitened-a/", "whitened-b/", "witness/", "model/")
+IN_A_RUN = ("airplane/", "watcher-a/", "watcher-b/", "whitened-a/", "whitened-b/", "witness/", "patterns/", "model/")
 EVERY_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 

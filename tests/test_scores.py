@@ -278,7 +278,7 @@ def slow_bounds(values):
     ordered = np.sort(drawn)
     coarse = 2 * np.diff(ordered[len(ordered) // 10 : len(ordered) // 2]).max()
     found = np.array([(drawn >= value).sum() for value in drawn], dtype=float)
-    for parts in (2, 4, 8):
+    for parts in (1, 2, 4, 8):
         width = max((middle - lower) / parts, coarse)
         end = 2 * middle - lower + 2 * width
         while end < drawn.max() + 2 * width:
