@@ -35,7 +35,12 @@ LEVELS = (0.1, 0.05, 0.02, 0.01)
 CHANCE = 2.0  # standard deviations more of them than expected may lie beyond a level
 RARE = 0.1  # of the smallest p-value to be expected among probes, below which one speaks against the bound
 HIGHEST = 1e12  # that the bound is raised: beyond that only the number of rows bounds it
-WINDOWS = (1, 2, 4, 8)  # so many make up the distance from the lower quartile to the median: wide ones where rows are few
+WINDOWS = (
+    1,
+    2,
+    4,
+    8,
+)  # so many make up the distance from the lower quartile to the median: wide ones where rows are few
 COARSE = 2.0  # gaps between scores left of the median (where they are rounded) that a window is wide at least
 STEPS = 2  # windows begun within one
 FURTHEST = 80.0  # such distances right of the median in which falls are looked for
