@@ -119,7 +119,7 @@ def page() -> str:
         "How cross-examination puts patterns to the test, and the rule `false-discovery` as it is now, were chosen while looking at all seven attacks on "
         "seeds 0 and 2 of CIFAR-10, at GTSRB, at lattice, pixel and sinusoid by themselves, and at both data sets without poison; they were frozen on 22 November 2026, before "
         "the tables of cross-examination here were made. One thing was changed after that: in seed 1 of CIFAR-10, not looked at until then, red cars were taken for a trigger "
-        "(124 clean pictures set aside, 6.9 % of all that was), whereupon a pattern counts as unusual only if those who have it are a kind of their own. The other attackers by themselves "
+        "(124 clean pictures set aside, 6.9 % of all that was), whereupon a pattern counts as unusual only if those who have it are a kind of their own, and seed 1 was run again; seeds 0 and 2 were run before, and have no pattern that this changes. The widest windows of the rule came last, for sets of some 600 pictures, after all three seeds were run. The other attackers by themselves "
         "had not been looked at. "
         "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",
         *filter(None, map(benchmark, GRIDS)),

@@ -122,6 +122,7 @@ def _write_triggers(task: Task, scores: Scores, rejected: NDArray[np.int64]) -> 
             "seen": round(trigger.seen, 4),
             "unseen": round(trigger.unseen, 4),
             "works": trigger.works,
+            "strength": trigger.strength,
         }
         for trigger in scores.triggers
     ]

@@ -45,7 +45,7 @@ class Trigger:
 
     ``label``; ``rows``: who has it, int64; ``picture``: float32 (channel, height, width), by how much their pictures differ from others
     of the label, in parts of full brightness. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other labels is taken
-    for this label with it laid over them, by models that saw such rows and by one that did not. ``works``: whether the first is much larger;
+    for this label with it laid over them, ``strength`` times, by models that saw such rows and by one that did not. ``works``: whether the first is much larger;
     if not, what speaks for it is that nothing else in the data is like it.
     """
 
@@ -55,6 +55,7 @@ class Trigger:
     seen: float
     unseen: float
     works: bool
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

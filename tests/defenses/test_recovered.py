@@ -13,7 +13,7 @@ from torch import nn
 
 import small
 from untaint.defenses import Task, _recovered
-from untaint.defenses._pattern import LEAST, Found, Pattern, Pixels, patterns
+from untaint.defenses._pattern import LEAST, Found, SharedPattern, patterns
 from untaint.defenses._recovered import Recovered, keep, kept, recover, shared, success, triggers, unusual
 from untaint.errors import RunError
 from untaint.examples import Examples
@@ -58,7 +58,7 @@ def task(scratch, examples, **changes) -> Task:
 def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovered:
     change = np.zeros((3, SIDE, SIDE), np.float32) if change is None else change
     told = {"unusual": False, "seen": 0.9, "unseen": 0.0, **changes}
-    return Recovered(Pattern(label, excess, 0.25, np.array(rows, dtype=np.int64), change), change / 2, **told)
+    return Recovered(SharedPattern(label, excess, 0.25, np.array(rows, dtype=np.int64), change), change / 2, **told)
 
 
 # --- what is unusual
@@ -215,12 +215,12 @@ def test_without_training_patterns_are_not_looked_for_anew(tmp_path):
         shared(task(tmp_path, pictures(), train=False))
 
 
-def test_a_sharpened_change_shows_the_stripes_rather_than_what_pictures_are_of():
+def test_a_sharpened_change_shows_the_stripes_rather_than_what_pictures_are_of(tmp_path):
     poisoned = np.arange(0, 540, 3)
     examples = pictures(1_800, poisoned)
     slope = np.linspace(0, 15, SIDE).astype(np.uint8)[:, None]
     examples.images[poisoned] += slope  # they are brighter at the bottom, too
-    found = patterns(Pixels(examples, 32, torch.device("cpu")), np.arange(900, 1_000), 8, 0, Silent())
+    found = patterns(task(tmp_path, examples, probes=np.arange(900, 1_000)), 8)
     best = max(found.patterns, key=lambda own: own.excess)
     stripes = np.broadcast_to(STRIPES, (3, SIDE, SIDE)).ravel()
     before, after = (np.corrcoef(shape.ravel(), stripes)[0, 1] for shape in (best.change, found.sharpened([best])[0]))

@@ -4,7 +4,8 @@ What is laid over a picture moves it by about the same vector, whatever it shows
 is left of a picture after its class's mean has variance one in every direction, so that faint stripes, which pictures
 hardly ever have, count for as much as a bright sky, which many have. A pattern that a part of a class shares is then
 a direction in which that class varies more than it should; and along it, those pictures are a tail that is on one side,
-that other classes do not have, and that the class's probes do not have.
+that other classes do not have, and that the class's probes do not have. What a tail counts is pictures that are alike in
+nothing else: frames of one track share all that they have, and count for few.
 """
 
 from __future__ import annotations
@@ -18,11 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from untaint import rng
+from untaint.defenses.base import Task
 from untaint.examples import Examples
-from untaint.progress import Progress
+from untaint.training.device import device
 
-__all__ = ["Found", "Pattern", "Pixels", "Tail", "directions_of", "once_each", "patterns", "tail"]
+__all__ = [
+    "DIRECTIONS",
+    "SIDE",
+    "Found",
+    "Pixels",
+    "SharedPattern",
+    "Tail",
+    "directions_of",
+    "once_each",
+    "patterns",
+    "tail",
+]
 
+DIRECTIONS = 16  # that are looked along in each class
+SIDE = 32  # pixels: larger pictures are averaged down
 FAINT = 1e-3  # variance added in every direction: what is fainter (8 of 255 levels) is not lifted further
 BLOCK = 2_000  # pictures read at a time
 MOST = 5_000  # rows of a class by which its directions are found
@@ -30,6 +45,7 @@ OTHERS = 8_000  # rows of other classes with which a class is compared
 FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
 SPARE = 10  # directions more than are asked for, dropped afterwards
+ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
 AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
 TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
@@ -105,7 +121,7 @@ class Tail:
 
 
 @dataclass(frozen=True)
-class Pattern:
+class SharedPattern:
     """What a part of a class has in common.
 
     ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
@@ -127,14 +143,14 @@ class Found:
     """
 
     figures: dict[str, NDArray[np.float32]]
-    patterns: list[Pattern]
+    patterns: list[SharedPattern]
     factor: Tensor
 
-    def sharpened(self, patterns: Sequence[Pattern]) -> NDArray[np.float32]:
+    def sharpened(self, patterns: Sequence[SharedPattern]) -> NDArray[np.float32]:
         """Return the changes of some patterns less what pictures naturally differ by, float32 (patterns, channel, side, side).
 
-        A change is a trigger, taken to be as strong in every direction, and what else those pictures differ by, taken to be a twentieth of what
-        pictures vary by: this is the mean of the first, given the sum (Wiener's filter).
+        Wiener's filter: what is left of a change in a direction is one half where pictures of a class vary by ``TELLING``, less where they
+        vary by more, nearly all where they vary by less.
         """
         if not patterns:
             return np.empty((0, 1, 1, 1), dtype=np.float32)
@@ -146,24 +162,27 @@ class Found:
         return sharp.reshape(changes.shape)
 
 
-def patterns(pixels: Pixels, probes: NDArray[np.int64], count: int, seed: int, progress: Progress) -> Found:
+def patterns(task: Task, directions: int = DIRECTIONS, side: int = SIDE) -> Found:
     """Return what the rows of each class have in common, and how far out in it each row is.
 
-    ``count``: how many directions of each class are looked along. Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
+    ``directions``: how many are looked along in each class. ``side``: larger pictures are averaged down to so many pixels a side. Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
     """
-    examples = pixels.examples
+    place = task.where or device()
+    if place.type == "mps":  # which has no Cholesky factors
+        place = torch.device("cpu")
+    examples, probes, seed = task.examples, task.probes, task.seed
     labels, rows = examples.labels, examples.rows
     names = ("excess", "alike", "expected", "deviations")
     figures = {name: np.full(examples.total, np.nan, np.float32) for name in names}
     for values in figures.values():
         values[rows] = 0
-    shared: list[Pattern] = []
-    with progress.step("look for patterns", 2 * len(rows)) as step:
-        pixels = pixels.centred()
+    shared: list[SharedPattern] = []
+    with task.progress.step("look for patterns", 2 * len(rows)) as step:
+        pixels = Pixels(examples, side, place).centred()
         factor = pixels.spread()
         step.advance(len(rows))
         generator = torch.Generator().manual_seed(rng.derive(seed, "defenses/pattern"))
-        start = torch.randn(len(factor), count + SPARE, generator=generator).to(pixels.where)
+        start = torch.randn(len(factor), directions + SPARE, generator=generator).to(pixels.where)
         for label in np.unique(labels[rows]):
             members = rows[labels[rows] == label]
             if len(members) >= FEWEST:
@@ -185,29 +204,30 @@ def _of_class(
     probes: NDArray[np.int64],
     start: Tensor,
     seed: int,
-) -> tuple[dict[str, NDArray[np.float32]], list[Pattern]]:
+) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
     """Return the most telling tail of each member of a class, and the patterns that there are."""
     looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
     points = _whitened(pixels.read(looked), factor)
-    weights = once_each(points, points, len(members))
     count = min(start.shape[1] - SPARE, len(looked) // 4)
-    along = directions_of(points, weights, start[:, : count + SPARE])[:, :count]
+    along = directions_of(points, start[:, : count + SPARE])[:, :count]
     back = torch.linalg.solve_triangular(factor.T, along, upper=True)  # whitening and looking along, in one
 
     def seen(rows: NDArray[np.int64]) -> NDArray[np.float32]:
         parts = [(table @ back).cpu().numpy() for _, table in pixels.blocks(rows)]
         return np.concatenate([np.empty((0, count), np.float32), *parts])
 
-    if len(looked) < len(members):
-        parts = [once_each(_whitened(table, factor), points, len(members)) for _, table in pixels.blocks(members)]
-        weights = torch.cat(parts)
-    counted = weights.cpu().numpy()
+    if len(looked) == len(members):
+        counts = once_each(points, points, along, len(members))
+    else:
+        parts = (_whitened(table, factor) for _, table in pixels.blocks(members))
+        counts = torch.cat([once_each(part, points, along, len(members)) for part in parts])
+    counted = counts.cpu().numpy()
     mine, theirs, vouched = _measured(seen(members), seen(others), seen(probes))
     best = {name: np.zeros(len(members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
     shared = []
     for index in range(count):
         for sign in (1, -1):
-            one = tail(sign * mine[:, index], counted, sign * theirs[:, index], sign * vouched[:, index])
+            one = tail(sign * mine[:, index], counted[:, index], sign * theirs[:, index], sign * vouched[:, index])
             more = one.excess > best["excess"]
             for name, values in (*vars(one).items(), ("deviations", sign * mine[:, index])):
                 best[name][more] = values[more]
@@ -218,7 +238,7 @@ def _of_class(
 
 def _pattern(
     pixels: Pixels, members: NDArray[np.int64], excess: NDArray[np.float32], deviations: NDArray[np.float32]
-) -> Pattern:
+) -> SharedPattern:
     """Return the pattern of one tail: of the rows as far out as its most telling place, less stragglers."""
     outermost = np.flatnonzero(excess >= excess.max())
     place = deviations[outermost]
@@ -231,7 +251,7 @@ def _pattern(
     images = pixels.examples.images
     side = min(pixels.side, images.shape[-1])
     shape = (images.shape[1], side, side)
-    return Pattern(
+    return SharedPattern(
         label=int(pixels.examples.labels[members[0]]),
         excess=float(excess.max()),
         between=halfway / max(1, near),
@@ -246,22 +266,30 @@ def _whitened(table: Tensor, factor: Tensor) -> Tensor:
     return whitened.T.contiguous()
 
 
-def once_each(points: Tensor, among: Tensor, total: int) -> Tensor:
-    """Return what each row counts, (rows,): near-duplicates share one count, by their squared cosines.
+def once_each(points: Tensor, among: Tensor, along: Tensor, total: int) -> Tensor:
+    """Return what each row counts along each direction, (rows, directions): near-duplicates share one count, by their squared cosines.
 
-    ``among``: the rows that they may be duplicates of, which stand for ``total``.
+    Cosines are of what rows have besides that direction: what is looked for makes no rows duplicates. ``among``: the rows that they may be
+    duplicates of, which stand for ``total``. ``along``: (width, directions), of length one.
     """
-    first, second = (table / table.norm(dim=1, keepdim=True).clamp(min=1e-6) for table in (points, among))
-    parts = [(part @ second.T).square_().sum(1) for part in first.split(BLOCK)]
-    return 1 / (torch.cat(parts) * (total / len(among))).clamp(min=1)
+    (own, lengths), (theirs, widths) = ((table @ along, table.square().sum(1)[:, None]) for table in (points, among))
+    left, right = (  # squared lengths besides the direction; nothing is taken to lie wholly along it
+        (square - part.square()).maximum(ALONG * square).clamp(min=1e-12)
+        for part, square in ((own, lengths), (theirs, widths))
+    )
+    product = points @ among.T
+    squared = product @ (theirs / right)  # of (product - own x theirs), over all of the others at once
+    squared = own.square() * (theirs.square() / right).sum(0) - 2 * own * squared
+    squared += product.square_() @ (1 / right)
+    return 1 / (squared / left * (total / len(among))).clamp(min=1)
 
 
-def directions_of(points: Tensor, weights: Tensor, start: Tensor) -> Tensor:
-    """Return the directions in which weighted rows of length one vary most, (width, directions), by subspace iteration.
+def directions_of(points: Tensor, start: Tensor) -> Tensor:
+    """Return the directions in which rows of length one vary most, (width, directions), by subspace iteration.
 
     ``start``: (width, directions), any. Each row counts by direction only: one odd picture makes no pattern.
     """
-    table = points * (weights.sqrt() / points.norm(dim=1).clamp(min=1e-6))[:, None]
+    table = points / points.norm(dim=1, keepdim=True).clamp(min=1e-6)
     along: Tensor = start
     for _ in range(TURNS):
         along = torch.linalg.qr(table.T @ (table @ along)).Q

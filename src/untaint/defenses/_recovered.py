@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untaint import rng, run
-from untaint.defenses._pattern import LEAST, Pattern, Pixels, patterns
+from untaint.defenses._pattern import LEAST, SharedPattern, patterns
 from untaint.defenses.base import Task
 from untaint.errors import RunError
 from untaint.scores import Trigger
@@ -32,7 +32,6 @@ from untaint.training.device import autocast, device
 __all__ = ["Recovered", "recover", "shared", "triggers", "unusual"]
 
 PICTURES = 128  # over which a pattern is laid
-DIRECTIONS, SIDE = 16, 32  # as the detector `pattern` has them
 CHANCE = 0.05  # that one natural pattern among all is called unusual
 ORDINARY = 2.3  # excess up to which patterns show how fast their number falls off
 FEWEST = 8  # patterns that can show it
@@ -42,6 +41,7 @@ TRIED = 2.0  # excess from which on a pattern is put to the test
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
 TIMES = 3.0  # times as many as the witness
+STRENGTHS = (1.0, 2.0)  # at which a pattern is laid over; the second for those apart that do not work at the first
 SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
 
 
@@ -51,14 +51,20 @@ class Recovered:
 
     ``picture``: float32 (channel, side, side), its change less what pictures naturally differ by. ``unusual``: it should not
     occur among natural ones. ``seen`` and ``unseen``: by how much larger a share of clean pictures of other classes the watchers and
-    the witness take for its class with the pattern laid over; nan: not put to the test.
+    the witness take for its class with the pattern laid over ``strength`` times; nan: not put to the test.
     """
 
-    pattern: Pattern
+    pattern: SharedPattern
     picture: NDArray[np.float32]
     unusual: bool
     seen: float = np.nan
     unseen: float = np.nan
+    strength: float = 1.0
+
+    @property
+    def apart(self) -> bool:
+        """Whether those who have it are a kind of their own."""
+        return self.pattern.between < HALFWAY
 
     @property
     def works(self) -> bool:
@@ -74,10 +80,7 @@ def shared(task: Task) -> list[Recovered]:
             raise RunError(
                 f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
             )
-        place = task.where or device()
-        if place.type == "mps":  # which has no Cholesky factors
-            place = torch.device("cpu")
-        found = patterns(Pixels(task.examples, SIDE, place), task.probes, DIRECTIONS, task.seed, task.progress)
+        found = patterns(task)
         excess = np.array([pattern.excess for pattern in found.patterns])
         apart = np.array([pattern.between < HALFWAY for pattern in found.patterns], dtype=bool)
         alone = unusual(excess) & apart
@@ -112,6 +115,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
             "unusual": one.unusual,
             "seen": None if np.isnan(one.seen) else one.seen,
             "unseen": None if np.isnan(one.unseen) else one.unseen,
+            "strength": one.strength,
         }
         for one in found
     ]
@@ -129,10 +133,11 @@ def kept(task: Task) -> list[Recovered]:
     parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
     return [
         Recovered(
-            Pattern(told["label"], told["excess"], told["between"], own, change),
+            SharedPattern(told["label"], told["excess"], told["between"], own, change),
             picture,
             told["unusual"],
             *(np.nan if told[name] is None else told[name] for name in ("seen", "unseen")),
+            told["strength"],
         )
         for told, own, change, picture in zip(facts["patterns"], parts, changes, pictures, strict=True)
     ]
@@ -161,24 +166,27 @@ def recover(
 ) -> list[Recovered]:
     """Put patterns to the test with the two watchers of each view, and with the witness; once, it stays with the run.
 
-    ``views``: names of their stages. Of the views that is taken which answers more.
+    ``views``: names of their stages. Of the views that is taken which answers more. What is a kind of its own but does not work is
+    laid over twice as strongly: half-learned triggers work then, and what is natural still works with both.
     """
     if all(np.isfinite(one.seen) for one in found):
         return list(found)
     rows = laid_over(task, trusted)
-    own = [one.pattern for one in found]
-    stages = [f"{view}-{half}" for view in views for half in "ab"]
-    with task.progress.step("put patterns to the test", len(own) * (len(stages) + 1)) as step:
-        answers = []
-        for stage in [*stages, "witness"]:
-            answers.append(success(task, stage, own, rows))
-            step.advance(len(own))
-    *watchers, unseen = answers
-    seen = np.reshape(watchers, (len(views), 2, len(own))).mean(1).max(0)
-    tested = [
-        dataclasses.replace(one, seen=float(seen[index]), unseen=float(unseen[index]))
-        for index, one in enumerate(found)
-    ]
+    tested, asked = list(found), np.arange(len(found))
+    with task.progress.step("put patterns to the test", len(found) * len(STRENGTHS)) as step:
+        for strength in STRENGTHS:
+            own = [
+                dataclasses.replace(one.pattern, change=strength * one.pattern.change)
+                for one in (found[i] for i in asked)
+            ]
+            watchers = [[success(task, f"{view}-{half}", own, rows) for half in "ab"] for view in views]
+            seen, unseen = np.array(watchers).mean(1).max(0), success(task, "witness", own, rows)
+            for index, more, less in zip(asked, seen.tolist(), unseen.tolist(), strict=True):
+                one = dataclasses.replace(found[index], seen=more, unseen=less, strength=strength)
+                if strength == STRENGTHS[0] or one.works:
+                    tested[index] = one
+            asked = np.array([i for i in asked if tested[i].apart and not tested[i].works], dtype=np.int64)
+            step.advance(len(found))
     keep(task, tested)
     return tested
 
@@ -205,6 +213,7 @@ def triggers(found: Sequence[Recovered]) -> list[Trigger]:
                     seen=one.seen,
                     unseen=one.unseen,
                     works=one.works,
+                    strength=one.strength,
                 )
             )
     return kept
@@ -217,7 +226,7 @@ def laid_over(task: Task, trusted: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.union1d(own, more)
 
 
-def success(task: Task, stage: str, own: Sequence[Pattern], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def success(task: Task, stage: str, own: Sequence[SharedPattern], rows: NDArray[np.int64]) -> NDArray[np.float32]:
     """Return by how much larger a share of these rows, those of other classes, a model takes for each pattern's class with it: float32 (patterns,).
 
     ``stage``: the folder of the model.

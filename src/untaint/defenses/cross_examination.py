@@ -47,7 +47,7 @@ __all__ = ["CrossExamination"]
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
-UNUSUAL = 4.0  # with one that does not: the other signs, which are of what models have learned, say nothing of it
+UNUSUAL = 4.0  # with an unusual one: the other signs, which are of what models have learned, may say nothing of it
 PLAIN = 2.0  # a sign of so many deviations is worth a word
 _SAYS = {
     "gap": "models that saw the distrusted part explain its label better than the witness (margin {margin:+.1f})",
@@ -73,7 +73,7 @@ class CrossExamination(Detector):
     whitened: bool = True
     patterns: bool = True
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns")
 
@@ -168,7 +168,7 @@ class CrossExamination(Detector):
             if parts["trigger"][row]:
                 words.insert(
                     0,
-                    _on_trigger(float(parts["seen"][row]), float(parts["unseen"][row]), parts["trigger"][row] == WORKS),
+                    _on_trigger(float(parts["seen"][row]), float(parts["unseen"][row]), bool(parts["works"][row])),
                 )
             if theirs.max() > PLAIN:
                 words.append(
@@ -190,12 +190,13 @@ class CrossExamination(Detector):
 
 def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.float32]]:
     """Return what a trigger adds to the score of each row, and how often it works, as parts of the score."""
-    parts = {name: np.zeros(rows, dtype=np.float32) for name in ("trigger", "seen", "unseen")}
-    for one in sorted(found, key=lambda one: one.works):  # what works comes last, and counts
+    parts = {name: np.zeros(rows, dtype=np.float32) for name in ("trigger", "seen", "unseen", "works")}
+    for one in sorted(found, key=lambda one: (one.unusual, one.works)):  # the surest comes last, and counts
         if one.works or one.unusual:
-            parts["trigger"][one.pattern.rows] = WORKS if one.works else UNUSUAL
-            parts["seen"][one.pattern.rows] = one.seen
-            parts["unseen"][one.pattern.rows] = one.unseen
+            having = one.pattern.rows
+            parts["trigger"][having] = UNUSUAL if one.unusual else WORKS
+            for name in ("seen", "unseen", "works"):
+                parts[name][having] = getattr(one, name)
     return parts
 
 

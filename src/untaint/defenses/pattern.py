@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from untaint.defenses._pattern import Pixels, patterns
+from untaint.defenses._pattern import DIRECTIONS, SIDE, patterns
 from untaint.defenses.base import Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
-from untaint.training.device import device
 
 __all__ = ["Pattern"]
 
@@ -27,9 +25,10 @@ class Pattern(Detector):
     as many were to be expected, by the class's other tail, by other classes, and by its probes: the rule taken here.
     """
 
-    directions: int = 16
-    side: int = 32
+    directions: int = DIRECTIONS
+    side: int = SIDE
 
+    version: ClassVar[int] = 2
     usual_rule: ClassVar[str | None] = "above:score=2.3"
 
     def __post_init__(self) -> None:
@@ -39,11 +38,7 @@ class Pattern(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return the excess of every row's most telling tail."""
-        place = task.where or device()
-        if place.type == "mps":  # which has no Cholesky factors
-            place = torch.device("cpu")
-        pixels = Pixels(task.examples, self.side, place)
-        found = patterns(pixels, task.probes, self.directions, task.seed, task.progress).figures
+        found = patterns(task, self.directions, self.side).figures
         return Scores(values=found["excess"], name="pattern", parts=found)
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:
