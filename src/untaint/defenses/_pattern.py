@@ -46,6 +46,11 @@ FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
 SPARE = 10  # directions more than are asked for, dropped afterwards
 ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
+LIKELIER = 10.0  # times as many as are to be expected must be there for rows further in than the most telling place to have it too
+AGAIN = 2  # times that a pattern is looked at along the mean of those who have it
+SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
+HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it comes by degrees
+DEGREES = 0.5  # what the excess of a pattern that comes by degrees counts
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
 AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
 TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
@@ -112,12 +117,13 @@ class Tail:
     """How far out in a tail each row is.
 
     ``excess``: the logarithm of how many times as many rows lie at least as far out as are to be expected there.
-    ``alike``: how many do, and ``expected``. All (rows,).
+    ``alike``: how many do, and ``expected``. All (rows,). ``cut``: the deviations from which on rows are taken to have what makes the tail.
     """
 
     excess: NDArray[np.float32]
     alike: NDArray[np.float32]
     expected: NDArray[np.float32]
+    cut: float
 
 
 @dataclass(frozen=True)
@@ -196,6 +202,98 @@ def patterns(task: Task, directions: int = DIRECTIONS, side: int = SIDE) -> Foun
     return Found(figures, shared, factor)
 
 
+@dataclass(frozen=True)
+class _Class:
+    """The rows of a class, and those with which they are compared.
+
+    ``points``: of rows by which directions are found, whitened: all members, or some of many. ``others``: rows of other classes.
+    """
+
+    pixels: Pixels
+    factor: Tensor
+    members: NDArray[np.int64]
+    others: NDArray[np.int64]
+    probes: NDArray[np.int64]
+    points: Tensor
+
+    def whitened(self) -> Iterator[tuple[slice, Tensor]]:
+        """Go through the members, whitened, some at a time."""
+        if len(self.points) == len(self.members):
+            yield slice(0, len(self.members)), self.points
+            return
+        for start in range(0, len(self.members), BLOCK):
+            part = slice(start, start + BLOCK)
+            yield part, _whitened(self.pixels.read(self.members[part]), self.factor)
+
+    def tails(self, along: Tensor, made_of: Sequence[NDArray[np.int64]] | None = None) -> list[list[Side]]:
+        """Return both sides of each direction, (width, directions) of length one.
+
+        ``made_of``: places among the members whose mean each direction is: they are judged by the mean of the others of them, and
+        right sides alone are looked at.
+        """
+        back = torch.linalg.solve_triangular(self.factor.T, along, upper=True)  # whitening and looking along, in one
+        counts, mine = torch.empty(2, len(self.members), along.shape[1], device=along.device)
+        squares = torch.empty(len(self.members), device=along.device)
+        for part, points in self.whitened():
+            counts[part] = once_each(points, self.points, along, len(self.members))
+            mine[part] = points @ along
+            squares[part] = points.square().sum(1)
+        for index, places in enumerate(made_of or ()):
+            own = torch.from_numpy(places).to(along.device)
+            many, length = len(places), mine[own, index].mean()  # of the mean that the direction is
+            mine[own, index] = (many * mine[own, index] - squares[own] / length) / max(1, many - 1)
+        seen = []
+        for rows in (self.others, self.probes):
+            parts = [(table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)]
+            seen.append(np.concatenate([np.empty((0, along.shape[1]), np.float32), *parts]))
+        far = _measured(mine.cpu().numpy(), *seen)
+        counted = counts.cpu().numpy()
+        return [
+            [
+                Side(
+                    sign * far[0][:, index],
+                    tail(sign * far[0][:, index], counted[:, index], *(sign * some[:, index] for some in far[1:])),
+                )
+                for sign in ((1, -1) if made_of is None else (1,))
+            ]
+            for index in range(along.shape[1])
+        ]
+
+    def means(self, made_of: Sequence[NDArray[np.int64]]) -> Tensor:
+        """Return the mean whitened picture of some members, for each of several sets of places, as directions of length one."""
+        chosen = torch.zeros(len(self.members), len(made_of), device=self.points.device)
+        for index, places in enumerate(made_of):
+            chosen[torch.from_numpy(places).to(chosen.device), index] = 1 / len(places)
+        total = torch.zeros(len(self.factor), len(made_of), device=self.points.device)
+        for part, points in self.whitened():
+            total += points.T @ chosen[part]
+        length: Tensor = total.norm(dim=0).clamp(min=1e-6)
+        return total.div_(length)
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a direction: how far to it each member of a class is, in deviations from the middle, and its tail."""
+
+    deviations: NDArray[np.float32]
+    tail: Tail
+
+    def having(self) -> NDArray[np.int64]:
+        """Return the places of those who have what makes the tail, less stragglers."""
+        outermost = np.flatnonzero(self.deviations >= self.tail.cut)
+        place = self.deviations[outermost]
+        middle = np.median(place)
+        width = 1.4826 * np.median(np.abs(place - middle))
+        having: NDArray[np.int64] = outermost[place >= middle - STRAGGLING * max(width, NARROW)]
+        return having
+
+    def between(self) -> float:
+        """Return how many members lie about halfway out to those who have it, for each that lies near these."""
+        middle = np.median(self.deviations[self.deviations >= self.tail.cut])
+        halfway, near = (int(np.count_nonzero(np.abs(self.deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
+        return halfway / max(1, near)
+
+
 def _of_class(
     pixels: Pixels,
     factor: Tensor,
@@ -205,58 +303,62 @@ def _of_class(
     start: Tensor,
     seed: int,
 ) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
-    """Return the most telling tail of each member of a class, and the patterns that there are."""
+    """Return the most telling tail of each member of a class, and the patterns that there are.
+
+    Directions in which the class varies most are where to begin. What has a tail there is looked at again along the mean of those who have it,
+    each judged by the others' mean: chance falls away, and a trigger stands out in full.
+    """
     looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
-    points = _whitened(pixels.read(looked), factor)
-    count = min(start.shape[1] - SPARE, len(looked) // 4)
-    along = directions_of(points, start[:, : count + SPARE])[:, :count]
-    back = torch.linalg.solve_triangular(factor.T, along, upper=True)  # whitening and looking along, in one
-
-    def seen(rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        parts = [(table @ back).cpu().numpy() for _, table in pixels.blocks(rows)]
-        return np.concatenate([np.empty((0, count), np.float32), *parts])
-
-    if len(looked) == len(members):
-        counts = once_each(points, points, along, len(members))
-    else:
-        parts = (_whitened(table, factor) for _, table in pixels.blocks(members))
-        counts = torch.cat([once_each(part, points, along, len(members)) for part in parts])
-    counted = counts.cpu().numpy()
-    mine, theirs, vouched = _measured(seen(members), seen(others), seen(probes))
+    one = _Class(pixels, factor, members, others, probes, _whitened(pixels.read(looked), factor))
+    many = min(start.shape[1] - SPARE, len(looked) // 4)
+    first = one.tails(directions_of(one.points, start[:, : many + SPARE])[:, :many])
+    sides = [side for both in first for side in both]
+    plain = [side for side in sides if side.tail.excess.max(initial=0) < LEAST]
+    found = [side for side in sides if side.tail.excess.max(initial=0) >= LEAST]
+    for _ in range(AGAIN):
+        made_of = [side.having() for side in found]
+        found = [side for (side,) in one.tails(one.means(made_of), made_of)] if found else []
+        plain += [side for side in found if side.tail.excess.max() < LEAST]
+        found = _apart([side for side in found if side.tail.excess.max() >= LEAST])
     best = {name: np.zeros(len(members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
-    shared = []
-    for index in range(count):
-        for sign in (1, -1):
-            one = tail(sign * mine[:, index], counted[:, index], sign * theirs[:, index], sign * vouched[:, index])
-            more = one.excess > best["excess"]
-            for name, values in (*vars(one).items(), ("deviations", sign * mine[:, index])):
-                best[name][more] = values[more]
-            if one.excess.max(initial=0) >= LEAST:
-                shared.append(_pattern(pixels, members, one.excess, sign * mine[:, index]))
-    return best, shared
+    counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in found]
+    for side, count in zip(plain + found, counts, strict=True):
+        excess = side.tail.excess * np.float32(count)
+        more = excess > best["excess"]
+        told = {
+            "excess": excess,
+            "alike": side.tail.alike,
+            "expected": side.tail.expected,
+            "deviations": side.deviations,
+        }
+        for name, values in told.items():
+            best[name][more] = values[more]
+    return best, [_pattern(pixels, members, side) for side in found]
 
 
-def _pattern(
-    pixels: Pixels, members: NDArray[np.int64], excess: NDArray[np.float32], deviations: NDArray[np.float32]
-) -> SharedPattern:
-    """Return the pattern of one tail: of the rows as far out as its most telling place, less stragglers."""
-    outermost = np.flatnonzero(excess >= excess.max())
-    place = deviations[outermost]
-    middle = np.median(place)
-    width = 1.4826 * np.median(np.abs(place - middle))
-    halfway, near = (int(np.count_nonzero(np.abs(deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
-    rows = members[outermost[place >= middle - STRAGGLING * max(width, NARROW)]]
+def _apart(sides: Sequence[Side]) -> list[Side]:
+    """Return sides less those whose rows are largely those of one with more excess."""
+    kept: list[tuple[Side, NDArray[np.int64]]] = []
+    for side in sorted(sides, key=lambda side: -float(side.tail.excess.max())):
+        own = side.having()
+        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in kept):
+            kept.append((side, own))
+    return [side for side, _ in kept]
+
+
+def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPattern:
+    """Return the pattern of one side of a direction."""
+    rows = members[side.having()]
     change = pixels.read(rows).mean(0)  # less the mean of the class
     change *= len(members) / max(1, len(members) - len(rows))  # less the mean of the others
     images = pixels.examples.images
-    side = min(pixels.side, images.shape[-1])
-    shape = (images.shape[1], side, side)
+    size = min(pixels.side, images.shape[-1])
     return SharedPattern(
         label=int(pixels.examples.labels[members[0]]),
-        excess=float(excess.max()),
-        between=halfway / max(1, near),
+        excess=float(side.tail.excess.max()),
+        between=side.between(),
         rows=rows,
-        change=change.reshape(shape).cpu().numpy(),
+        change=change.reshape(images.shape[1], size, size).cpu().numpy(),
     )
 
 
@@ -330,7 +432,8 @@ def tail(
 
     ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
     far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
-    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left.
+    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left. What is not so far out has
+    it too, as long as ten times as many are there as are to be expected.
     """
     order = np.argsort(-values, kind="stable")
     sorted_values, counts, total = values[order], weights[order], float(weights.sum())
@@ -344,10 +447,14 @@ def tail(
     ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
     excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
     place = _first_of_best(ratio, excess)
-    found = [np.empty(len(values), np.float32) for _ in range(3)]
-    for values_found, made in zip(found, (excess, alike[place], expected[place]), strict=True):
-        values_found[order] = made
-    return Tail(*found)
+    there: list[NDArray[np.float32]] = []
+    for made in (excess, alike[place], expected[place]):
+        there.append(np.empty(len(values), np.float32))
+        there[-1][order] = made
+    telling = int(np.flatnonzero(ratio >= ratio.max())[-1])
+    gain = (alike - LIKELIER * expected)[telling:]
+    cut = telling + int(np.flatnonzero(gain >= gain.max())[-1])
+    return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]))
 
 
 def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -4,11 +4,9 @@ A trigger makes models say its class wherever it is laid. What clean pictures of
 light) may do so too, but it also does so with a model that never saw those pictures: a trigger does not. So each pattern
 is laid over clean pictures of other classes, and the watchers' answers are held against the witness's.
 
-A trigger that these models have not learned works with none of them. It is known by standing alone: the excess of
-natural patterns falls off exponentially (as the logarithm of a ratio with a Pareto tail does), fast where
-pictures of a class have little in common and slowly where they are tracks of one thing. A pattern that should not
-occur once among so many is unusual, if those who have it are also a kind of their own: cars are red by degrees, with more of them halfway
-to the reddest than there; a trigger is there or not.
+A trigger that these models have not learned works with none of them. It is known by standing apart: cars are red by degrees, with more of them halfway
+to the reddest than there; a trigger is there or not. What stands apart may still be natural (tracks of one thing do). It is unusual if
+it has more excess than one more of the patterns that come by degrees, which are natural, should have.
 """
 
 from __future__ import annotations
@@ -20,10 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import nn
 
 from untaint import rng, run
-from untaint.defenses._pattern import LEAST, SharedPattern, patterns
+from untaint.defenses._pattern import HALFWAY, SharedPattern, patterns
 from untaint.defenses.base import Task
 from untaint.errors import RunError
 from untaint.scores import Trigger
@@ -32,17 +31,15 @@ from untaint.training.device import autocast, device
 __all__ = ["Recovered", "recover", "shared", "triggers", "unusual"]
 
 PICTURES = 128  # over which a pattern is laid
-CHANCE = 0.05  # that one natural pattern among all is called unusual
-ORDINARY = 2.3  # excess up to which patterns show how fast their number falls off
-FEWEST = 8  # patterns that can show it
-STEEPEST = 0.3  # no mean excess beyond LEAST is taken for smaller
-HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it is no kind of its own
-TRIED = 2.0  # excess from which on a pattern is put to the test
+CHANCE = 0.05  # that one natural pattern among all that stand apart is called unusual
+FAR = 0.25  # with fewer halfway out a pattern stands far apart
+FEWEST = 8  # patterns that come by degrees, so many of which can show what is usual
+NARROWEST = 0.5  # the deviation of their excess is not taken for smaller
+TRIED = 2.5  # excess from which on a pattern is put to the test
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
 TIMES = 3.0  # times as many as the witness
 STRENGTHS = (1.0, 2.0)  # at which a pattern is laid over; the second for those apart that do not work at the first
-SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class Recovered:
 
     @property
     def works(self) -> bool:
-        """Whether it is a trigger: it works where it was seen, and there only."""
-        return bool(self.seen - self.unseen >= WORKS and self.seen >= TIMES * self.unseen)
+        """Whether it is a trigger: it stands apart, and works where it was seen only."""
+        return bool(self.apart and self.seen - self.unseen >= WORKS and self.seen >= TIMES * self.unseen)
 
 
 def shared(task: Task) -> list[Recovered]:
@@ -81,9 +78,8 @@ def shared(task: Task) -> list[Recovered]:
                 f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
             )
         found = patterns(task)
-        excess = np.array([pattern.excess for pattern in found.patterns])
-        apart = np.array([pattern.between < HALFWAY for pattern in found.patterns], dtype=bool)
-        alone = unusual(excess) & apart
+        excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
+        alone = unusual(excess, between)
         worth = [index for index in np.argsort(-excess) if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
         pictures = found.sharpened([found.patterns[index] for index in worth])
         keep(
@@ -133,32 +129,34 @@ def kept(task: Task) -> list[Recovered]:
     parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
     return [
         Recovered(
-            SharedPattern(told["label"], told["excess"], told["between"], own, change),
-            picture,
-            told["unusual"],
-            *(np.nan if told[name] is None else told[name] for name in ("seen", "unseen")),
-            told["strength"],
+            pattern=SharedPattern(told["label"], told["excess"], told["between"], own, change),
+            picture=picture,
+            unusual=told["unusual"],
+            seen=np.nan if told["seen"] is None else told["seen"],
+            unseen=np.nan if told["unseen"] is None else told["unseen"],
+            strength=told["strength"],
         )
         for told, own, change, picture in zip(facts["patterns"], parts, changes, pictures, strict=True)
     ]
 
 
-def unusual(excess: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which patterns should not occur once among so many natural ones: bool, one per excess.
+def unusual(excess: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which patterns stand apart and should not have so much excess, did they come by degrees: bool, one per pattern.
 
-    Natural ones are taken to have exponential excesses beyond ``LEAST``, and their mean is learned from those up to ``ORDINARY``
-    (the truncation modelled). With fewer than 8 of these none is.
+    What comes by degrees (with rows halfway out) is taken for natural, and its excess for normal; of what stands far apart none should
+    pass what one more of its kind would pass with a chance of 2.5 %, and so it is with the rest of what stands apart. With fewer than
+    8 that come by degrees none is unusual.
     """
-    beyond, most = excess - LEAST, ORDINARY - LEAST
-    ordinary = beyond[(beyond >= 0) & (beyond < most)]
-    if len(ordinary) < FEWEST:
-        return np.zeros(len(excess), dtype=bool)
-    low, high = STEEPEST, 1e3
-    for _ in range(50):
-        middle = float(np.sqrt(low * high))
-        expected = middle - most / np.expm1(most / middle)  # mean of an exponential cut off at most
-        low, high = (middle, high) if expected < ordinary.mean() else (low, middle)
-    return np.asarray(np.exp(-beyond / high) * len(excess) < CHANCE)
+    usual = excess[between >= HALFWAY]
+    found = np.zeros(len(excess), dtype=bool)
+    if len(usual) < FEWEST:
+        return found
+    deviation = max(float(usual.std(ddof=1)), NARROWEST) * np.sqrt(1 + 1 / len(usual))
+    for low, high in ((0, FAR), (FAR, HALFWAY)):
+        apart = (between >= low) & (between < high)
+        chance = CHANCE / 2 / max(1, int(np.count_nonzero(apart)))
+        found |= apart & (excess > usual.mean() + deviation * stats.t.ppf(1 - chance, len(usual) - 1))
+    return found
 
 
 def recover(
@@ -172,9 +170,11 @@ def recover(
     if all(np.isfinite(one.seen) for one in found):
         return list(found)
     rows = laid_over(task, trusted)
-    tested, asked = list(found), np.arange(len(found))
+    tested, asked = list(found), list(range(len(found)))
     with task.progress.step("put patterns to the test", len(found) * len(STRENGTHS)) as step:
         for strength in STRENGTHS:
+            if not asked:
+                break
             own = [
                 dataclasses.replace(one.pattern, change=strength * one.pattern.change)
                 for one in (found[i] for i in asked)
@@ -185,38 +185,31 @@ def recover(
                 one = dataclasses.replace(found[index], seen=more, unseen=less, strength=strength)
                 if strength == STRENGTHS[0] or one.works:
                     tested[index] = one
-            asked = np.array([i for i in asked if tested[i].apart and not tested[i].works], dtype=np.int64)
+            asked = [index for index in asked if tested[index].apart and not tested[index].works]
             step.advance(len(found))
     keep(task, tested)
     return tested
 
 
 def triggers(found: Sequence[Recovered]) -> list[Trigger]:
-    """Return what works or is unusual, the surest first; of patterns that are one, the surer."""
+    """Return what works or is unusual, the surest first."""
     sure = sorted(
         (one for one in found if one.works or one.unusual),
         key=lambda one: (one.works, one.seen - one.unseen if one.works else one.pattern.excess),
         reverse=True,
     )
-    kept: list[Trigger] = []
-    for one in sure:
-        own = one.pattern
-        same = (trigger for trigger in kept if trigger.label == own.label)
-        if all(
-            len(np.intersect1d(own.rows, other.rows)) < SAME * min(len(own.rows), len(other.rows)) for other in same
-        ):
-            kept.append(
-                Trigger(
-                    label=own.label,
-                    rows=own.rows,
-                    picture=one.picture,
-                    seen=one.seen,
-                    unseen=one.unseen,
-                    works=one.works,
-                    strength=one.strength,
-                )
-            )
-    return kept
+    return [
+        Trigger(
+            label=one.pattern.label,
+            rows=one.pattern.rows,
+            picture=one.picture,
+            seen=one.seen,
+            unseen=one.unseen,
+            works=one.works,
+            strength=one.strength,
+        )
+        for one in sure
+    ]
 
 
 def laid_over(task: Task, trusted: NDArray[np.int64]) -> NDArray[np.int64]:
