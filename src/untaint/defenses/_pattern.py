@@ -132,7 +132,8 @@ class SharedPattern:
 
     ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
     it, for each of these that lies near their median. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
-    by how much their pictures differ from the rest of the class.
+    by how much their pictures differ from the rest of the class. ``doubtful``: rows in its tail that are not so far out, int64, and
+    ``nearly``: their excess as a part of the whole, float32.
     """
 
     label: int
@@ -140,6 +141,8 @@ class SharedPattern:
     between: float
     rows: NDArray[np.int64]
     change: NDArray[np.float32]
+    doubtful: NDArray[np.int64]
+    nearly: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -348,17 +351,20 @@ def _apart(sides: Sequence[Side]) -> list[Side]:
 
 def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPattern:
     """Return the pattern of one side of a direction."""
-    rows = members[side.having()]
+    rows, excess = members[side.having()], side.tail.excess
+    doubtful = (excess >= LEAST) & ~np.isin(members, rows)
     change = pixels.read(rows).mean(0)  # less the mean of the class
     change *= len(members) / max(1, len(members) - len(rows))  # less the mean of the others
     images = pixels.examples.images
     size = min(pixels.side, images.shape[-1])
     return SharedPattern(
         label=int(pixels.examples.labels[members[0]]),
-        excess=float(side.tail.excess.max()),
+        excess=float(excess.max()),
         between=side.between(),
         rows=rows,
         change=change.reshape(images.shape[1], size, size).cpu().numpy(),
+        doubtful=members[doubtful],
+        nearly=excess[doubtful] / excess.max(),
     )
 
 

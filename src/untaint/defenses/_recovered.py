@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,11 @@ TRIED = 2.5  # excess from which on a pattern is put to the test
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
 TIMES = 3.0  # times as many as the witness
+RAGGED = {
+    "rows": np.int64,
+    "doubtful": np.int64,
+    "nearly": np.float32,
+}  # of a pattern: one after the other in a file each
 STRENGTHS = (1.0, 2.0)  # at which a pattern is laid over; the second for those apart that do not work at the first
 
 
@@ -98,14 +104,15 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / run.DONE).unlink(missing_ok=True)
     own = [one.pattern for one in found]
-    empty = [np.empty(0, np.int64)]
-    run.save_array(folder / "rows.npy", np.concatenate([*(pattern.rows for pattern in own), *empty]))
-    run.save_array(folder / "ends.npy", np.cumsum([len(pattern.rows) for pattern in own], dtype=np.int64))
+    for name, kind in RAGGED.items():
+        parts = [getattr(pattern, name) for pattern in own]
+        run.save_array(folder / f"{name}.npy", np.concatenate([*parts, np.empty(0, kind)]))
     run.save_array(folder / "changes.npy", np.array([pattern.change for pattern in own], dtype=np.float32))
     run.save_array(folder / "pictures.npy", np.array([one.picture for one in found], dtype=np.float32))
     facts = [
         {
             "label": one.pattern.label,
+            "many": [len(getattr(one.pattern, name)) for name in RAGGED],
             "excess": one.pattern.excess,
             "between": one.pattern.between,
             "unusual": one.unusual,
@@ -123,20 +130,27 @@ def kept(task: Task) -> list[Recovered]:
     folder = task.scratch / "patterns"
     facts = run.finished(folder)
     assert facts is not None
-    rows, ends, changes, pictures = (
-        np.array(run.load_array(folder / f"{name}.npy")) for name in ("rows", "ends", "changes", "pictures")
-    )
-    parts = [rows[begin:end] for begin, end in zip([0, *ends[:-1]], ends, strict=True)] if len(ends) else []
+    changes, pictures = (np.array(run.load_array(folder / f"{name}.npy")) for name in ("changes", "pictures"))
+    parts: dict[str, list[NDArray[Any]]] = {}
+    for index, name in enumerate(RAGGED):
+        ends = np.cumsum([told["many"][index] for told in facts["patterns"]], dtype=np.int64)
+        parts[name] = np.split(np.array(run.load_array(folder / f"{name}.npy")), ends)
     return [
         Recovered(
-            pattern=SharedPattern(told["label"], told["excess"], told["between"], own, change),
+            pattern=SharedPattern(
+                label=told["label"],
+                excess=told["excess"],
+                between=told["between"],
+                change=change,
+                **{name: own[index] for name, own in parts.items()},
+            ),
             picture=picture,
             unusual=told["unusual"],
             seen=np.nan if told["seen"] is None else told["seen"],
             unseen=np.nan if told["unseen"] is None else told["unseen"],
             strength=told["strength"],
         )
-        for told, own, change, picture in zip(facts["patterns"], parts, changes, pictures, strict=True)
+        for index, (told, change, picture) in enumerate(zip(facts["patterns"], changes, pictures, strict=True))
     ]
 
 

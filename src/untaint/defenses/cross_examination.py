@@ -193,10 +193,11 @@ def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.floa
     parts = {name: np.zeros(rows, dtype=np.float32) for name in ("trigger", "seen", "unseen", "works")}
     for one in sorted(found, key=lambda one: (one.unusual, one.works)):  # the surest comes last, and counts
         if one.works or one.unusual:
-            having = one.pattern.rows
-            parts["trigger"][having] = UNUSUAL if one.unusual else WORKS
+            own, whole = one.pattern, UNUSUAL if one.unusual else WORKS
+            parts["trigger"][own.doubtful] = np.maximum(parts["trigger"][own.doubtful], own.nearly**2 * whole)
+            parts["trigger"][own.rows] = whole
             for name in ("seen", "unseen", "works"):
-                parts[name][having] = getattr(one, name)
+                parts[name][own.rows] = getattr(one, name)
     return parts
 
 
