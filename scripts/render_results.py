@@ -115,12 +115,10 @@ def page() -> str:
         "all its pictures: the company of a probe is judged without that probe, signs are taken beside the class's probes, "
         "and the rule reads off the quartiles how far clean scores reach to the right. All of GTSRB and the clothing pictures came last: a smaller batch "
         "and corrections of a whole class's scores were tried on them, and not taken. "
-        "Nothing of this was chosen while looking at narcissus or frequency. The detector pattern is younger: it was made while looking at CIFAR-10, the same pictures and seeds as here, and GTSRB, under all of these attacks and the warp, but for narcissus. "
-        "How cross-examination puts patterns to the test, and the rule `false-discovery` as it is now, were chosen while looking at all seven attacks on "
-        "seeds 0 and 2 of CIFAR-10, at GTSRB, at lattice, pixel and sinusoid by themselves, and at both data sets without poison; they were frozen on 22 November 2026, before "
-        "the tables of cross-examination here were made. One thing was changed after that: in seed 1 of CIFAR-10, not looked at until then, red cars were taken for a trigger "
-        "(124 clean pictures set aside, 6.9 % of all that was), whereupon a pattern counts as unusual only if those who have it are a kind of their own, and seed 1 was run again; seeds 0 and 2 were run before, and have no pattern that this changes. The widest windows of the rule came last, for sets of some 600 pictures, after all three seeds were run. The other attackers by themselves "
-        "had not been looked at. "
+        "Nothing of this was chosen while looking at narcissus or frequency. The detector pattern, how cross-examination puts patterns to the test, and the rule `false-discovery` "
+        "as it is now are younger: they were chosen while looking at all seven attacks on seeds 0, 1 and 2 of CIFAR-10 and on seed 0 of GTSRB, 20,000 pictures each (the same as in the "
+        "tables here), at the warp, at lattice, pixel and sinusoid by themselves (10,000 pictures), and at both data sets without poison (5,000). They were frozen on 22 November 2026, before the tables of "
+        "cross-examination here were made. What had not been looked at until then was run once: the other attackers by themselves, *Not looked at before* and *Nothing is poisoned*. "
         "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",
         *filter(None, map(benchmark, GRIDS)),
         "## Whole data sets, by the command line",

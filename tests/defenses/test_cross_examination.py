@@ -204,7 +204,12 @@ def test_the_planted_square_is_recovered_and_works_on_the_watchers_only(found):
     assert strength[-4:-1, -4:-1].mean() > 4 * strength[:12, :12].mean()
     row = first.rows[:1]
     assert f"take {first.seen:.0%} of other clean pictures" in judge.explain(scores, row)[0]
-    assert (scores.parts["trigger"] > 0).sum() == len(first.rows)
+    added = scores.parts["trigger"]
+    assert np.isin(added[first.rows], (1.5, 4)).all()
+    doubtful = np.setdiff1d(np.flatnonzero(added), first.rows)
+    assert bool((added[doubtful] < 4).all())
+    assert len(doubtful) < 0.3 * len(first.rows)
+    assert all("a part of a trigger" in said for said in judge.explain(scores, doubtful))
 
 
 def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):

@@ -16,7 +16,7 @@ import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
 from untaint.defenses import Task
-from untaint.defenses._pattern import NEAR, Pixels, directions_of, once_each, tail
+from untaint.defenses._pattern import NEAR, Pixels, _Class, directions_of, once_each, patterns, tail
 from untaint.defenses.pattern import Pattern
 from untaint.errors import SpecError
 from untaint.examples import Examples
@@ -77,10 +77,67 @@ def test_a_tail_is_counted_as_one_would_by_hand(values, others, probes, seed):
         return math.log((alike + 1) / (expected + 1)) if cut > NEAR else 0.0
 
     found = tail(values, weights, others, probes)
+    best = max(ratio(cut) for cut in values)
+    telling = min(cut for cut in values if ratio(cut) >= best - 1e-6)
+    assert found.cut <= telling + 1e-6
     for value, excess, alike, expected in zip(values, found.excess, found.alike, found.expected, strict=True):
         assert excess == pytest.approx(max(0.0, *(ratio(cut) for cut in values if cut <= value)), abs=1e-4)
         if excess > 0:
             assert excess == pytest.approx(math.log((alike + 1) / (expected + 1)), abs=1e-4)
+
+
+def test_what_is_less_far_out_has_it_too_where_hardly_any_is_to_be_expected():
+    values = np.concatenate([np.linspace(-2, 2, 400), np.linspace(8, 12, 60), np.linspace(5, 6, 8)]).astype(np.float32)
+    some = np.linspace(-2, 2, 4_000).astype(np.float32)
+    ones, nobody = np.ones(len(values), np.float32), np.empty(0, np.float32)
+    assert tail(values, ones, some, nobody).cut == 5
+    far_too = np.append(some, [5.5, 7, 7.5]).astype(np.float32)  # of other classes: three in 4,003
+    assert tail(values, ones, far_too, nobody).cut == 5, "8 more where a third of one is to be expected"
+    assert tail(values, ones, np.append(far_too, np.linspace(5, 7, 10)).astype(np.float32), nobody).cut == 8
+
+
+def test_rows_of_a_pattern_are_judged_by_the_mean_of_the_others_of_them():
+    generator = np.random.default_rng(0)
+    examples = Examples.of(generator.integers(0, 255, (60, 1, 4, 4), dtype=np.uint8), np.zeros(60, dtype=np.int64))
+    pixels = Pixels(examples, 4, CPU).centred()
+    factor, members = pixels.spread(), np.arange(50)
+    points = torch.linalg.solve_triangular(factor, pixels.read(members).T, upper=False).T
+    one = _Class(pixels, factor, members, np.arange(50, 60), np.empty(0, np.int64), points)
+    own = np.array([3, 7, 20, 31])
+    ((side,),) = one.tails(one.means([own]), [own])
+    table = points.double().numpy()
+    mean = table[own].mean(0)
+    by_hand = table @ mean
+    for place in own:
+        by_hand[place] = table[place] @ table[own[own != place]].mean(0)
+    others = (
+        torch.linalg.solve_triangular(factor, pixels.read(np.arange(50, 60)).T, upper=False).T.double().numpy() @ mean
+    )
+    deviation = 1.4826 * np.median(np.abs(others - np.median(others)))
+    assert np.allclose(side.deviations, (by_hand - np.median(by_hand)) / deviation, atol=1e-3)
+
+
+def test_chance_alone_makes_no_strong_pattern(tmp_path):
+    images, labels = noisy(1_500)
+    examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
+    found = patterns(task(tmp_path, examples, np.arange(300, 420)))
+    assert all(pattern.excess < 2.3 for pattern in found.patterns)
+    assert (found.figures["excess"] > 2.3).mean() < 0.001
+
+
+def test_a_pattern_is_told_once_with_all_who_have_it(tmp_path):
+    images, labels = noisy(1_500)
+    poisoned = np.arange(0, 240, 3)
+    examples = Examples.of(striped(images, poisoned), labels)
+    found = patterns(task(tmp_path, examples, np.arange(600, 720))).patterns
+    strong = [pattern for pattern in found if pattern.excess > 2.5]
+    assert len(strong) == 1
+    assert np.isin(poisoned, strong[0].rows).mean() > 0.95
+    assert np.isin(strong[0].rows, poisoned).mean() > 0.98
+    assert strong[0].between < 0.25
+    assert len(np.intersect1d(strong[0].rows, strong[0].doubtful)) == 0
+    assert bool((strong[0].nearly <= 1).all())
+    assert bool((strong[0].nearly > 0).all())
 
 
 @given(st.integers(1, 12), st.integers(2, 8), st.integers(0, 2**31))

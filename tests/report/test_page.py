@@ -61,7 +61,7 @@ def test_recovered_triggers_are_shown_with_who_has_them(make_run):
     run.save_array(made.folder / "triggers.npy", shapes)
     summary = json.loads((made.folder / "summary.json").read_text())
     summary["triggers"] = [
-        {"label": "cat", "rows": 12, "rejected": 11, "seen": 0.973, "unseen": -0.01, "works": True},
+        {"label": "cat", "rows": 12, "rejected": 11, "seen": 0.973, "unseen": -0.01, "works": True, "strength": 2},
         {"label": "<i>dog</i>", "rows": 18, "rejected": 18, "seen": 0.04, "unseen": 0.03, "works": False},
     ]
     (made.folder / "summary.json").write_text(json.dumps(summary))

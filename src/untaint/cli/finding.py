@@ -34,6 +34,7 @@ __all__ = ["probes", "report", "scan", "score"]
 
 SET_ASIDE = 3  # exit code with --check
 WIDTH = 100  # columns of running text
+MOST_TRIGGERS = 10  # that are printed
 
 
 def scan(
@@ -152,11 +153,13 @@ def _triggers(found: list[dict[str, Any]]) -> str:
             f"{max(0, one['seen']):.0%}",
             f"{max(0, one['unseen']):.0%}",
         )
-        for one in found[:10]
+        for one in found[:MOST_TRIGGERS]
     ]
+    more = f"and {len(found) - MOST_TRIGGERS} more, in the report\n" if len(found) > MOST_TRIGGERS else ""
     head = ("trigger aimed at", "pictures", "set aside", "works", "on a model that never saw it")
     return (
-        f"\n{terminal.table(head, lines)}\n(works: on so many clean pictures of other classes; the report shows it)\n"
+        f"\n{terminal.table(head, lines)}\n{more}"
+        "(works: on so many clean pictures of other classes; the report shows it)\n"
     )
 
 

@@ -167,8 +167,7 @@ class CrossExamination(Detector):
             words = [list(_SAYS.values())[index].format(margin=parts["margin_gap"][row]) for index in order]
             if parts["trigger"][row]:
                 words.insert(
-                    0,
-                    _on_trigger(float(parts["seen"][row]), float(parts["unseen"][row]), bool(parts["works"][row])),
+                    0, _on_trigger(*(float(parts[name][row]) for name in ("trigger", "seen", "unseen", "works")))
                 )
             if theirs.max() > PLAIN:
                 words.append(
@@ -201,8 +200,10 @@ def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.floa
     return parts
 
 
-def _on_trigger(seen: float, unseen: float, works: bool) -> str:
-    """Say what a trigger does."""
+def _on_trigger(added: float, seen: float, unseen: float, works: float) -> str:
+    """Say what a row has of a trigger, and what that does."""
+    if added not in (WORKS, UNUSUAL):
+        return "it has a part of a trigger that others of its label have"
     if works:
         return (
             f"it has in common with others of its label what makes the watchers take {max(0.0, seen):.0%} of other clean pictures "

@@ -65,7 +65,7 @@ def _text(facts: dict[str, Any]) -> str:
     has = f"{facts['rows']:,} pictures labelled {label} have it, {facts['rejected']:,} of them set aside."
     if facts["works"]:
         return (
-            f"{has} Laid over clean pictures of other classes{', twice as strongly' if facts['strength'] > 1 else ''}, it makes the models that saw it take {share(max(seen, 0))} of them for {label}; "
+            f"{has} Laid over clean pictures of other classes{', twice as strongly' if facts.get('strength', 1) > 1 else ''}, it makes the models that saw it take {share(max(seen, 0))} of them for {label}; "
             f"a model that did not see it: {share(max(unseen, 0))}."
         )
     return (
