@@ -23,8 +23,17 @@ FEWEST_PROBES = 10
 def with_probes(
     examples: Examples, probes: Any, told: Progress
 ) -> tuple[Examples, NDArray[np.int64], NDArray[np.int64]]:
-    """Return the examples, the probes' rows, and which of these were appended from a separate folder."""
+    """Return the examples, the probes' rows, and which of these were appended from a separate folder.
+
+    ``probes``: None for none at all.
+    """
     nothing = np.empty(0, dtype=np.int64)
+    if probes is None:
+        told.say(
+            "No probes: pictures drawn by lot stand in for them, and may be poisoned themselves. Nothing that is known to be clean speaks for or "
+            "against what is set aside. `untaint probes DATA --suggest 250` draws candidates to look at."
+        )
+        return examples, nothing, nothing
     folder = isinstance(probes, (str, Path)) and Path(probes).is_dir()
     if folder or isinstance(probes, Examples):
         trusted = load(probes, size=examples.images.shape[2], progress=told) if folder else probes

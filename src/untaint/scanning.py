@@ -40,8 +40,8 @@ __all__ = ["detector_of", "rule_of", "scan", "train"]
 def scan(
     data: Any,
     *,
-    probes: Any,
     out: str | Path,
+    probes: Any = None,
     preset: str | Preset = "fast",
     detector: str | Detector | None = None,
     reject: str | Rule | None = None,
@@ -59,7 +59,8 @@ def scan(
     Args:
         data: anything ``untaint.load`` takes, or Examples.
         probes: pictures somebody has looked at: a text file of keys, keys, rows, a mask; or a folder of
-            (or Examples with) trusted pictures from elsewhere.
+            (or Examples with) trusted pictures from elsewhere. None: pictures drawn by lot stand in for them,
+            which may be poisoned themselves, and nothing known to be clean checks the result.
         out: the run's folder.
         preset: ``fast`` (cross-examination with the small proxy) or ``paper`` (BaDLoss as published).
         detector: another detector, ``name:key=value,...``; one that has a usual rule decides by that unless ``reject`` is given.

@@ -4,7 +4,7 @@ What is laid over a picture moves it by about the same vector, whatever it shows
 is left of a picture after its class's mean has variance one in every direction, so that faint stripes, which pictures
 hardly ever have, count for as much as a bright sky, which many have. A pattern that a part of a class shares is then
 a direction in which that class varies more than it should; and along it, those pictures are a tail that is on one side,
-that other classes do not have, and that the class's probes do not have. What a tail counts is pictures that are alike in
+and that other classes do not have. What a tail counts is pictures that are alike in
 nothing else: frames of one track share all that they have, and count for few.
 """
 
@@ -249,14 +249,11 @@ class _Class:
         for rows in (self.others, self.probes):
             parts = [(table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)]
             seen.append(np.concatenate([np.empty((0, along.shape[1]), np.float32), *parts]))
-        far = _measured(mine.cpu().numpy(), *seen)
+        far, theirs = _measured(mine.cpu().numpy(), *seen)
         counted = counts.cpu().numpy()
         return [
             [
-                Side(
-                    sign * far[0][:, index],
-                    tail(sign * far[0][:, index], counted[:, index], *(sign * some[:, index] for some in far[1:])),
-                )
+                Side(sign * far[:, index], tail(sign * far[:, index], counted[:, index], sign * theirs[:, index]))
                 for sign in ((1, -1) if made_of is None else (1,))
             ]
             for index in range(along.shape[1])
@@ -408,11 +405,11 @@ def directions_of(points: Tensor, start: Tensor) -> Tensor:
 
 def _measured(
     members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return members and others, (rows, directions) each, in the others' deviations from their middles.
 
     The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
-    may be most of a class, but of no probes.
+    may be most of a class, but hardly of its probes. Nothing else is made of probes: a few with the trigger would vouch for it.
     """
     usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
     middle = np.median(members, axis=0)
@@ -421,24 +418,19 @@ def _measured(
     if len(probes) >= VOUCHED:
         vouched = np.median(probes, axis=0)
         middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
-    return (
-        ((members - middle) / deviation).astype(np.float32),
-        ((others - usual) / deviation).astype(np.float32),
-        ((probes - middle) / deviation).astype(np.float32),
-    )
+    return ((members - middle) / deviation).astype(np.float32), ((others - usual) / deviation).astype(np.float32)
 
 
 def tail(
     values: NDArray[np.float32],
     weights: NDArray[np.float32],
     others: NDArray[np.float32],
-    probes: NDArray[np.float32],
 ) -> Tail:
     """Return how far out each row is in the right tail of its class, along one direction.
 
     ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
-    far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
-    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left. What is not so far out has
+    far out are expected as lie as far out on the left, or as would if the class were like the ``others``:
+    whichever is more. A row counts as being as far out as the most telling place to its left. What is not so far out has
     it too, as long as ten times as many are there as are to be expected.
     """
     order = np.argsort(-values, kind="stable")
@@ -446,10 +438,9 @@ def tail(
     alike = np.cumsum(counts)
     left = np.concatenate([[0.0], np.cumsum(counts[::-1])])  # counts from the leftmost row on
     expected = left[np.searchsorted(np.sort(values), -sorted_values, side="right")]
-    for some in (others, probes):
-        if len(some):
-            beyond = len(some) - np.searchsorted(np.sort(some), sorted_values, side="left")
-            expected = np.maximum(expected, beyond * (total / len(some)))
+    if len(others):
+        beyond = len(others) - np.searchsorted(np.sort(others), sorted_values, side="left")
+        expected = np.maximum(expected, beyond * (total / len(others)))
     ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
     excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
     place = _first_of_best(ratio, excess)

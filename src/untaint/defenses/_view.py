@@ -15,6 +15,7 @@ from untaint.defenses._figures import ranked, scaled
 from untaint.defenses._folded import Folded
 from untaint.defenses._strangeness import strangeness
 from untaint.defenses.base import Task
+from untaint.examples import Examples
 from untaint.recipe import Recipe
 from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories, epoch_files
@@ -44,7 +45,7 @@ class View:
     strange_company: NDArray[np.float32]
 
     @classmethod
-    def gather(cls, task: Task, name: str, recipe: Recipe, count: int) -> View:
+    def gather(cls, task: Task, name: str, recipe: Recipe, count: int, probes: NDArray[np.int64]) -> View:
         """Train the watchers, find each row's neighbours, and measure what needs no witness."""
         rows, labels, first = task.examples.rows, task.examples.labels, task.first_half()
         watch = Watch(rows=rows, features=early_epochs(recipe))
@@ -61,8 +62,8 @@ class View:
             if files and len(members) > 1:
                 near.append((members, neighbours(side_by_side(files, members), members, count)))
         inside, outside = Folded(a, b, first), Folded(b, a, first)
-        far = probe_distance((inside, outside), labels, task.probes)
-        return cls(inside, outside, near, far, *_strangeness(task, files, near))
+        far = probe_distance((inside, outside), labels, probes)
+        return cls(inside, outside, near, far, *_strangeness(task.examples, probes, files, near))
 
     def around(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the company of each row has of these values."""
@@ -97,15 +98,14 @@ def probe_distance(
 
 
 def _strangeness(
-    task: Task, files: Sequence[Path], near: Sequence[Near]
+    examples: Examples, probes: NDArray[np.int64], files: Sequence[Path], near: Sequence[Near]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return each row's strangeness and that of its company; a probe's company is judged without that probe."""
-    of_probe = {int(probe): np.empty(0, dtype=np.int64) for probe in task.probes}
+    of_probe = {int(probe): np.empty(0, dtype=np.int64) for probe in probes}
     for members, others in near:
-        own = np.flatnonzero(np.isin(members, task.probes))
+        own = np.flatnonzero(np.isin(members, probes))
         of_probe.update(zip(members[own].tolist(), others[own], strict=True))
-    examples = task.examples
-    values, beside = strangeness(files, examples.labels, examples.rows, task.probes, list(of_probe.values()))
+    values, beside = strangeness(files, examples.labels, examples.rows, probes, list(of_probe.values()))
     around = _around(near, values)
     for probe, figures in zip(of_probe, beside, strict=True):
         if len(figures):

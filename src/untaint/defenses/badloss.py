@@ -42,7 +42,7 @@ class BaDLoss(Detector):
         """Return the distances from one watcher, trained on everything."""
         watch = Watch(rows=task.examples.rows, when=task.preset.record)
         folder = task.fit("watcher-a", task.preset.watch, watch=watch, what="watch")
-        return self.compare(Trajectories(folder / "trajectories"), task.examples.labels, task.probes)
+        return self.compare(Trajectories(folder / "trajectories"), task.examples.labels, task.compared_with)
 
     def compare(self, trajectories: Trajectories, labels: NDArray[np.int64], probes: NDArray[np.int64]) -> Scores:
         """Return the distances for trajectories recorded in any loop."""

@@ -6,6 +6,7 @@ A defence sees pictures, labels and probes; nothing here can reach the ledger of
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -35,13 +36,14 @@ from untaint.training.loop import Watch, fit
 __all__ = ["UNDEFENDED", "Defense", "Detector", "Outcome", "Task"]
 
 UNDEFENDED = "undefended"  # folder of the model trained on everything
+STAND_INS = 250  # rows that stand in for probes where there are none
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a defence may know and use.
 
-    ``examples``: the data, perhaps poisoned. ``probes``: rows of it that somebody vouches for.
+    ``examples``: the data, perhaps poisoned. ``probes``: rows of it that somebody vouches for; perhaps none.
     ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
     ``scratch``: where stages leave what they made; with ``store``, models lie there and are shared by all
     tasks on the same examples that train them in the same way. ``model``: makes an untrained network of the
@@ -63,6 +65,11 @@ class Task:
 
     def __post_init__(self) -> None:
         assert self.store is None or self.model is None, "a store knows models by their recipes"
+
+    @functools.cached_property
+    def compared_with(self) -> NDArray[np.int64]:
+        """The rows with which others are compared: the probes, or where there are none, rows drawn by lot, which may be poisoned."""
+        return self.probes if len(self.probes) else rng.choose(self.seed, "stand-ins", self.examples.rows, STAND_INS)
 
     def fit(
         self,
@@ -203,11 +210,13 @@ class Detector(Defense):
     def decide(self, scores: Scores, task: Task) -> Verdict:
         """Return who is set aside by the task's rule; probes never are.
 
-        Probes from a separate folder come from another distribution and take no part in it.
+        Probes from a separate folder come from another distribution and take no part in it, nor do those with a trigger.
         """
         values = scores.values.copy()
         values[task.outside] = np.nan
         own = np.setdiff1d(task.probes, task.outside)
+        for trigger in scores.triggers:
+            values[np.intersect1d(own, trigger.rows)] = np.nan
         return task.rule.decide(dataclasses.replace(scores, values=values), labels=task.examples.labels, probes=own)
 
     @final

@@ -45,6 +45,7 @@ from untaint.trajectories import Trajectories
 __all__ = ["CrossExamination"]
 
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
+FEWEST = 10  # probes without an unusual pattern, with which others are compared; with fewer, all are
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
 UNUSUAL = 4.0  # with an unusual one: the other signs, which are of what models have learned, may say nothing of it
@@ -112,20 +113,24 @@ class CrossExamination(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return the sum of the signs of every row, from two or four watchers and a witness."""
-        views = [View.gather(task, name, recipe, self.neighbours) for name, recipe in self.views(task).items()]
+        found = shared(task) if self.patterns else []
+        unusual = np.unique(
+            np.concatenate([np.empty(0, np.int64), *(one.pattern.rows for one in found if one.unusual)])
+        )
+        probes = np.setdiff1d(task.compared_with, unusual)
+        if len(probes) < FEWEST:
+            probes = task.compared_with
+        views = [View.gather(task, name, recipe, self.neighbours, probes) for name, recipe in self.views(task).items()]
         signs = {
             "distance": [view.distance for view in views],
             "distance" + COMPANY: [view.around(view.distance) for view in views],
             "strangeness": [view.strangeness for view in views],
             "strangeness" + COMPANY: [view.strange_company for view in views],
         }
-        labels, probes = task.examples.labels, task.probes
+        labels = task.examples.labels
         signs = {name: [beside_probes(values, labels, probes) for values in sign] for name, sign in signs.items()}
         suspicion = ranked(*(largest([ranked(values) for values in sign]) for sign in signs.values()))
-        found = shared(task) if self.patterns else []
-        for one in found:
-            if one.unusual:
-                suspicion[one.pattern.rows] += 1  # the last to be trusted
+        suspicion[unusual] += 1  # the last to be trusted
         trusted = trust(task, suspicion, self.trusted, self.floor)
         witness = self._witness(task, trusted)
         gaps = [view.gap(witness) for view in views]
