@@ -421,6 +421,47 @@ def test_training_that_fails_says_so_and_looks_unfinished(tmp_path):
     assert RECIPE.learning_rate < 1
 
 
+def test_a_scan_needs_no_probes_and_says_what_is_lost(tmp_path):
+    said = []
+    told = Stopping(10**9)
+    told.say = said.append
+    result = ut.scan(pictures(90), out=tmp_path, preset=preset(), reject="fraction:share=0.1", progress=told)
+    assert any("No probes" in text for text in said)
+    assert (result.summary["counts"]["probes"], result.summary["counts"]["doubtful_probes"]) == (0, 0)
+    assert len(result.rejected) == 9
+    assert not table_of(tmp_path)["probe"].any()
+    assert "No probes were scored" in (tmp_path / "report.html").read_text()
+    again = ut.score(tmp_path, reject="fraction:share=0.2")
+    assert len(again.rejected) == 18
+
+
+def test_probes_with_a_trigger_are_kept_but_vouch_for_nothing(tmp_path):
+    examples = pictures_with_awkward_keys()
+    values = np.linspace(-1, 1, 90).astype(np.float32)
+    trigger = Trigger(
+        label=1, rows=PROBES[-3:], picture=np.zeros((3, 8, 8), np.float32), seen=0.9, unseen=0, works=True
+    )
+    asked = []
+
+    class Asked(Fraction):
+        def decide(self, scores, *, labels, probes):
+            asked.append(np.isnan(scores.values[PROBES]).tolist())
+            return super().decide(scores, labels=labels, probes=probes)
+
+    task = Task(
+        examples=examples,
+        probes=PROBES,
+        preset=preset(),
+        rule=Asked(0.1),
+        scratch=tmp_path,
+        seed=0,
+        progress=Silent(),
+    )
+    verdict = BaDLoss().decide(Scores(values=values, name="made up", triggers=(trigger,)), task)
+    assert asked == [[False] * (len(PROBES) - 3) + [True] * 3]
+    assert not verdict.rejected[PROBES].any()
+
+
 def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
     examples = pictures_with_awkward_keys()
     values = np.linspace(-1, 1, 90).astype(np.float32)

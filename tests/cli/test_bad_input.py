@@ -428,7 +428,7 @@ def test_unknown_settings(kind: str, few: Path, few_probes: Path, tmp_path: Path
     [
         (("scn", "x"), "no command 'scn'. Did you mean 'scan'?"),
         (("--versoin",), "no option '--versoin'. Did you mean '--version'?"),
-        (("scan",), "'untaint scan' needs --probes and --out."),
+        (("scan",), "'untaint scan' needs --out."),
         (("scan", "--probes", "p", "--out", "o"), "'untaint scan' needs DATA."),
         (("score",), "'untaint score' needs RUN."),
         (("list", "atacks"), "Did you mean 'attacks'?"),

@@ -203,6 +203,29 @@ def test_patterns_are_found_once_and_stripes_are_among_them(tmp_path):
     assert [len(own.pattern.rows) for own in again] == [len(own.pattern.rows) for own in found]
 
 
+def natural_and(*strong):
+    """Patterns of which a few stand apart, among many natural ones that come by degrees."""
+    excess = LEAST + np.random.default_rng(0).exponential(0.3, 60)
+    return [*(replace(one(excess=value).pattern, between=5.0) for value in excess), *strong]
+
+
+def test_probes_with_an_unusual_pattern_do_not_vouch_for_it(tmp_path, monkeypatch):
+    asked = []
+
+    def found(task, *_, vouching):
+        asked.append(vouching.tolist())
+        trigger = one(label=1, excess=6.0, rows=[3, 4, 510, 520]).pattern
+        return Found({}, natural_and(trigger), torch.eye(3 * SIDE * SIDE))
+
+    monkeypatch.setattr(_recovered, "patterns", found)
+    here = task(tmp_path, pictures())
+    assert [own.pattern.label for own in shared(here) if own.unusual] == [1]
+    assert asked[0] == [], "first, no probe vouches for any pattern"
+    assert asked[1] == [row for row in range(500, 600) if row not in (510, 520)]
+    shared(replace(here, scratch=tmp_path / "none", probes=np.empty(0, np.int64)))
+    assert asked[2:] == [[]], "without probes it is looked once"
+
+
 def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
     examples = pictures(3_000)
     images = examples.images.astype(np.float64)
@@ -217,12 +240,10 @@ def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
     assert best.pattern.between > 1
 
 
-def test_only_a_kind_of_its_own_is_unusual(tmp_path, monkeypatch):
-    excess = LEAST + np.random.default_rng(0).exponential(0.3, 60)
-    natural = [replace(one(excess=value).pattern, between=5.0) for value in excess]
+def test_only_what_stands_apart_is_unusual(tmp_path, monkeypatch):
     strong = [replace(one(label=label, excess=6.0).pattern, between=between) for label, between in ((1, 0.2), (2, 3.0))]
     factor = torch.eye(3 * SIDE * SIDE)
-    monkeypatch.setattr(_recovered, "patterns", lambda *_: Found({}, [*natural, *strong], factor))
+    monkeypatch.setattr(_recovered, "patterns", lambda *_, **__: Found({}, natural_and(*strong), factor))
     found = {own.pattern.label: own.unusual for own in shared(task(tmp_path, pictures())) if own.pattern.excess == 6}
     assert found == {1: True, 2: False}
 

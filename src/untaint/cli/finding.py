@@ -41,10 +41,14 @@ def scan(
     data: Data,
     /,
     *,
-    probes: Annotated[
-        str, given("Pictures somebody has looked at: a file of keys, or a folder of trusted pictures.", "FILE")
-    ],
     out: Annotated[Path, given("The run's folder. The same command goes on where it was interrupted.", "FOLDER")],
+    probes: Annotated[
+        str | None,
+        option(
+            "Pictures somebody has looked at: a file of keys, or a folder of trusted pictures. Without, the result is less sure.",
+            "FILE",
+        ),
+    ] = None,
     preset: Annotated[
         str, option("fast (cross-examination, small models) or paper (BaDLoss as published).", "NAME")
     ] = "fast",

@@ -4,7 +4,7 @@ What is laid over a picture moves it by about the same vector, whatever it shows
 is left of a picture after its class's mean has variance one in every direction, so that faint stripes, which pictures
 hardly ever have, count for as much as a bright sky, which many have. A pattern that a part of a class shares is then
 a direction in which that class varies more than it should; and along it, those pictures are a tail that is on one side,
-and that other classes do not have. What a tail counts is pictures that are alike in
+that other classes do not have, and that the class's probes do not have. What a tail counts is pictures that are alike in
 nothing else: frames of one track share all that they have, and count for few.
 """
 
@@ -171,15 +171,19 @@ class Found:
         return sharp.reshape(changes.shape)
 
 
-def patterns(task: Task, directions: int = DIRECTIONS, side: int = SIDE) -> Found:
+def patterns(
+    task: Task, directions: int = DIRECTIONS, side: int = SIDE, vouching: NDArray[np.int64] | None = None
+) -> Found:
     """Return what the rows of each class have in common, and how far out in it each row is.
 
-    ``directions``: how many are looked along in each class. ``side``: larger pictures are averaged down to so many pixels a side. Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
+    ``directions``: how many are looked along in each class. ``side``: larger pictures are averaged down to so many pixels a side.
+    ``vouching``: the probes that say where the middle of a class is, and that a tail is natural if they lie in it too (default all). Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
     """
     place = task.where or device()
     if place.type == "mps":  # which has no Cholesky factors
         place = torch.device("cpu")
-    examples, probes, seed = task.examples, task.probes, task.seed
+    examples, seed = task.examples, task.seed
+    probes = task.probes if vouching is None else vouching
     labels, rows = examples.labels, examples.rows
     names = ("excess", "alike", "expected", "deviations")
     figures = {name: np.full(examples.total, np.nan, np.float32) for name in names}
@@ -196,11 +200,13 @@ def patterns(task: Task, directions: int = DIRECTIONS, side: int = SIDE) -> Foun
             members = rows[labels[rows] == label]
             if len(members) >= FEWEST:
                 others = rng.choose(seed, "defenses/pattern/others", rows[labels[rows] != label], OTHERS)
+                looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
+                points = _whitened(pixels.read(looked), factor)
                 own = probes[labels[probes] == label]
-                best, patterns_of_class = _of_class(pixels, factor, members, others, own, start, seed)
+                best, found = _of_class(_Class(pixels, factor, members, others, own, points), start)
                 for name, values in best.items():
                     figures[name][members] = values
-                shared.extend(patterns_of_class)
+                shared.extend(found)
             step.advance(len(members))
     return Found(figures, shared, factor)
 
@@ -249,11 +255,14 @@ class _Class:
         for rows in (self.others, self.probes):
             parts = [(table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)]
             seen.append(np.concatenate([np.empty((0, along.shape[1]), np.float32), *parts]))
-        far, theirs = _measured(mine.cpu().numpy(), *seen)
+        far, theirs, vouched = _measured(mine.cpu().numpy(), *seen)
         counted = counts.cpu().numpy()
         return [
             [
-                Side(sign * far[:, index], tail(sign * far[:, index], counted[:, index], sign * theirs[:, index]))
+                Side(
+                    sign * far[:, index],
+                    tail(sign * far[:, index], counted[:, index], sign * theirs[:, index], sign * vouched[:, index]),
+                )
                 for sign in ((1, -1) if made_of is None else (1,))
             ]
             for index in range(along.shape[1])
@@ -294,23 +303,13 @@ class Side:
         return halfway / max(1, near)
 
 
-def _of_class(
-    pixels: Pixels,
-    factor: Tensor,
-    members: NDArray[np.int64],
-    others: NDArray[np.int64],
-    probes: NDArray[np.int64],
-    start: Tensor,
-    seed: int,
-) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
+def _of_class(one: _Class, start: Tensor) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
     """Return the most telling tail of each member of a class, and the patterns that there are.
 
     Directions in which the class varies most are where to begin. What has a tail there is looked at again along the mean of those who have it,
     each judged by the others' mean: chance falls away, and a trigger stands out in full.
     """
-    looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
-    one = _Class(pixels, factor, members, others, probes, _whitened(pixels.read(looked), factor))
-    many = min(start.shape[1] - SPARE, len(looked) // 4)
+    many = min(start.shape[1] - SPARE, len(one.points) // 4)
     first = one.tails(directions_of(one.points, start[:, : many + SPARE])[:, :many])
     sides = [side for both in first for side in both]
     plain = [side for side in sides if side.tail.excess.max(initial=0) < LEAST]
@@ -320,7 +319,7 @@ def _of_class(
         found = [side for (side,) in one.tails(one.means(made_of), made_of)] if found else []
         plain += [side for side in found if side.tail.excess.max() < LEAST]
         found = _apart([side for side in found if side.tail.excess.max() >= LEAST])
-    best = {name: np.zeros(len(members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
+    best = {name: np.zeros(len(one.members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
     counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in found]
     for side, count in zip(plain + found, counts, strict=True):
         excess = side.tail.excess * np.float32(count)
@@ -333,7 +332,7 @@ def _of_class(
         }
         for name, values in told.items():
             best[name][more] = values[more]
-    return best, [_pattern(pixels, members, side) for side in found]
+    return best, [_pattern(one.pixels, one.members, side) for side in found]
 
 
 def _apart(sides: Sequence[Side]) -> list[Side]:
@@ -405,11 +404,11 @@ def directions_of(points: Tensor, start: Tensor) -> Tensor:
 
 def _measured(
     members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return members and others, (rows, directions) each, in the others' deviations from their middles.
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
 
     The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
-    may be most of a class, but hardly of its probes. Nothing else is made of probes: a few with the trigger would vouch for it.
+    may be most of a class, but hardly of its probes.
     """
     usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
     middle = np.median(members, axis=0)
@@ -418,19 +417,24 @@ def _measured(
     if len(probes) >= VOUCHED:
         vouched = np.median(probes, axis=0)
         middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
-    return ((members - middle) / deviation).astype(np.float32), ((others - usual) / deviation).astype(np.float32)
+    return (
+        ((members - middle) / deviation).astype(np.float32),
+        ((others - usual) / deviation).astype(np.float32),
+        ((probes - middle) / deviation).astype(np.float32),
+    )
 
 
 def tail(
     values: NDArray[np.float32],
     weights: NDArray[np.float32],
     others: NDArray[np.float32],
+    probes: NDArray[np.float32],
 ) -> Tail:
     """Return how far out each row is in the right tail of its class, along one direction.
 
     ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
-    far out are expected as lie as far out on the left, or as would if the class were like the ``others``:
-    whichever is more. A row counts as being as far out as the most telling place to its left. What is not so far out has
+    far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
+    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left. What is not so far out has
     it too, as long as ten times as many are there as are to be expected.
     """
     order = np.argsort(-values, kind="stable")
@@ -438,9 +442,10 @@ def tail(
     alike = np.cumsum(counts)
     left = np.concatenate([[0.0], np.cumsum(counts[::-1])])  # counts from the leftmost row on
     expected = left[np.searchsorted(np.sort(values), -sorted_values, side="right")]
-    if len(others):
-        beyond = len(others) - np.searchsorted(np.sort(others), sorted_values, side="left")
-        expected = np.maximum(expected, beyond * (total / len(others)))
+    for some in (others, probes):
+        if len(some):
+            beyond = len(some) - np.searchsorted(np.sort(some), sorted_values, side="left")
+            expected = np.maximum(expected, beyond * (total / len(some)))
     ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
     excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
     place = _first_of_best(ratio, excess)

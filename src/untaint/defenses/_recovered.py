@@ -23,7 +23,7 @@ from scipy import stats
 from torch import nn
 
 from untaint import rng, run
-from untaint.defenses._pattern import HALFWAY, SharedPattern, patterns
+from untaint.defenses._pattern import HALFWAY, Found, SharedPattern, patterns
 from untaint.defenses.base import Task
 from untaint.errors import RunError
 from untaint.scores import Trigger
@@ -83,10 +83,10 @@ def shared(task: Task) -> list[Recovered]:
             raise RunError(
                 f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
             )
-        found = patterns(task)
-        excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
-        alone = unusual(excess, between)
-        worth = [index for index in np.argsort(-excess) if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
+        found = patterns(task, vouching=vouching(task))
+        alone = alone_in(found)
+        excess = [own.excess for own in found.patterns]
+        worth = [index for index in np.argsort(excess)[::-1] if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
         pictures = found.sharpened([found.patterns[index] for index in worth])
         keep(
             task,
@@ -96,6 +96,23 @@ def shared(task: Task) -> list[Recovered]:
             ],
         )
     return kept(task)
+
+
+def vouching(task: Task) -> NDArray[np.int64]:
+    """Return the probes that have no pattern which is unusual as long as no probe vouches for any.
+
+    A few poisoned probes would else vouch for their trigger.
+    """
+    if not len(task.probes):
+        return task.probes
+    found = patterns(task, vouching=np.empty(0, np.int64))
+    rows = [own.rows for own, alone in zip(found.patterns, alone_in(found), strict=True) if alone]
+    return np.setdiff1d(task.probes, np.concatenate([*rows, np.empty(0, np.int64)]))
+
+
+def alone_in(found: Found) -> NDArray[np.bool_]:
+    """Return which of the patterns found are unusual."""
+    return unusual(*(np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between")))
 
 
 def keep(task: Task, found: Sequence[Recovered]) -> None:
