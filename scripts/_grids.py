@@ -17,7 +17,7 @@ from untaint.bench.table import render
 
 ROOT = Path(__file__).parents[1]
 PLOTS = ROOT / "docs" / "plots"
-TABLE_ONLY = ("paper-score", "clean")  # grids shown in a table of their own, without plots
+TABLE_ONLY = ("paper-score", "clean", "probes", "examination")  # grids shown in a table of their own, without plots
 KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
@@ -42,7 +42,7 @@ def benchmark(path: Path) -> str:
         return ""
     machines = sorted({result["hardware"] for result in found})
     if grid.name in TABLE_ONLY:
-        parts = [recordings(found) if grid.name == "paper-score" else alarms(found)]
+        parts = [{"paper-score": recordings, "clean": alarms}.get(grid.name, detected)(found)]
     else:
         parts = [
             render(found, "markdown"),
@@ -101,6 +101,42 @@ def alarms(found: Sequence[Result]) -> str:
         "95 % interval (Clopper and Pearson)",
         "set aside on average",
         "at most",
+    ]
+    return table(head, rows)
+
+
+def detected(found: Sequence[Result]) -> str:
+    """One line for each setting: how well poison is told from the rest, and who is set aside."""
+    rows = []
+    for group in grouped(found):
+        for result in group.finished if group.defence != "none" else ():
+            every, removal = result["detection"], result["removal"]
+            names = dict(zip(result["poisoned"], labels(attackers([group])), strict=True))
+            worst = min((name for name in every if name != "all"), key=lambda name: every[name]["auroc"])
+            missed = [
+                f"{names[name]} {count} of {result['poisoned'][name]}"
+                for name, count in removal["per attack"].items()
+                if count < 0.9 * result["poisoned"][name]
+            ]
+            rows.append(
+                [
+                    f"{group.title}, seed {result['origin']['setting']['seed']}",
+                    f"{every['all']['auroc']:.4f}",
+                    f"{every[worst]['auroc']:.3f} ({names[worst]})",
+                    f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
+                    f"{removal['poisoned']:,} of {sum(result['poisoned'].values()):,}",
+                    f"{removal['rejected'] - removal['poisoned']:,}",
+                    "; ".join(missed),
+                ]
+            )
+    head = [
+        "setting",
+        "AUROC",
+        "worst attack",
+        "TPR at 1 % FPR",
+        "poison set aside",
+        "others set aside",
+        "of these attacks less than nine in ten",
     ]
     return table(head, rows)
 

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 import untaint as ut
 from small import RECIPE, Stopping, WithDropout, contents, pictures, preset
-from untaint import run
+from untaint import run, scanning
 from untaint.cli import finding
 from untaint.concluding import conclude
 from untaint.defenses import Task
@@ -419,6 +419,17 @@ def test_training_that_fails_says_so_and_looks_unfinished(tmp_path):
     assert not list(tmp_path.rglob("done.json"))
     assert not (tmp_path / "scores.parquet").exists()
     assert RECIPE.learning_rate < 1
+
+
+def test_too_few_pictures_to_learn_from_are_refused_but_by_what_trains_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(scanning, "FEWEST", 500)
+    with pytest.raises(InputError, match=r"there are 90 pictures; .* --detector pattern"):
+        ut.scan(pictures(90), probes=PROBES, out=tmp_path / "refused", preset=preset())
+    assert not (tmp_path / "refused").exists()
+    found = ut.scan(
+        pictures(90), probes=PROBES, out=tmp_path / "run", preset=preset(), detector="pattern", retrain=False
+    )
+    assert len(found.rejected) < 90
 
 
 def test_a_scan_needs_no_probes_and_says_what_is_lost(tmp_path):

@@ -85,7 +85,12 @@ def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
     for _ in range(40):  # the answer is known to one part in 1e10
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if _fits(replace(null, factor=middle), probes) else (middle, high)
-    note = f"{assumed}, but of {len(probes)} probes more lie there than that allows, so that {high:.2g} times as many are expected"
+    more = (
+        f"{high:.2g} times as many are expected"
+        if high < HIGHEST / 2
+        else "nothing there can be told from what is clean"
+    )
+    note = f"{assumed}, but of {len(probes)} probes more lie there than that allows, so that {more}"
     return replace(null, factor=high, note=note)
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from untaint import run, spec
 from untaint.concluding import Result, conclude
 from untaint.defenses import DEFENSES, Detector, Task
-from untaint.errors import SpecError
+from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.findings import marked
 from untaint.models.build import require
@@ -35,6 +35,8 @@ from untaint.training.device import Trial, device
 from untaint.training.loop import fit
 
 __all__ = ["detector_of", "rule_of", "scan", "train"]
+
+FEWEST = 500  # pictures: of fewer, models of a few epochs learn next to nothing
 
 
 def scan(
@@ -100,6 +102,11 @@ def scan(
         model=model,
         where=where or device(),
     )
+    if len(examples) < FEWEST and judge.work(task):
+        raise InputError(
+            f"there are {len(examples)} pictures; models learn too little of fewer than {FEWEST} for a verdict by how each is learned. "
+            "Look at them yourself, or give --detector pattern, which trains nothing."
+        )
     with run.RunDirectory(out, _settings(task, judge)):
         remember(task.scratch, examples, rows, outside, data, reading)
         found = _machine(task)

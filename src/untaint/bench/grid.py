@@ -83,7 +83,7 @@ class Setting:
     def __post_init__(self) -> None:
         for name, least in (
             ("rows", 2),
-            ("probes", 1),
+            ("probes", 0),
             ("long_tail", 1),
             ("epochs", 1),
             ("retrain_epochs", 1),
