@@ -102,7 +102,7 @@ def test_rows_of_a_pattern_are_judged_by_the_mean_of_the_others_of_them():
     pixels = Pixels(examples, 4, CPU).centred()
     factor, members = pixels.spread(), np.arange(50)
     points = torch.linalg.solve_triangular(factor, pixels.read(members).T, upper=False).T
-    one = _Class(pixels, factor, members, np.arange(50, 60), np.empty(0, np.int64), points)
+    one = _Class.of(pixels, factor, members, np.arange(50, 60), members)
     own = np.array([3, 7, 20, 31])
     ((side,),) = one.tails(one.means([own]), [own])
     table = points.double().numpy()
@@ -120,7 +120,8 @@ def test_rows_of_a_pattern_are_judged_by_the_mean_of_the_others_of_them():
 def test_chance_alone_makes_no_strong_pattern(tmp_path):
     images, labels = noisy(1_500)
     examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
-    found = patterns(task(tmp_path, examples, np.arange(300, 420)))
+    here = task(tmp_path, examples, np.arange(300, 420))
+    (found,) = patterns(here, [here.probes])
     assert all(pattern.excess < 2.3 for pattern in found.patterns)
     assert (found.figures["excess"] > 2.3).mean() < 0.001
 
@@ -129,8 +130,9 @@ def test_a_pattern_is_told_once_with_all_who_have_it(tmp_path):
     images, labels = noisy(1_500)
     poisoned = np.arange(0, 240, 3)
     examples = Examples.of(striped(images, poisoned), labels)
-    found = patterns(task(tmp_path, examples, np.arange(600, 720))).patterns
-    strong = [pattern for pattern in found if pattern.excess > 2.5]
+    here = task(tmp_path, examples, np.arange(600, 720))
+    (found,) = patterns(here, [here.probes])
+    strong = [pattern for pattern in found.patterns if pattern.excess > 2.5]
     assert len(strong) == 1
     assert np.isin(poisoned, strong[0].rows).mean() > 0.95
     assert np.isin(strong[0].rows, poisoned).mean() > 0.98

@@ -212,18 +212,21 @@ def natural_and(*strong):
 def test_probes_with_an_unusual_pattern_do_not_vouch_for_it(tmp_path, monkeypatch):
     asked = []
 
-    def found(task, *_, vouching):
-        asked.append(vouching.tolist())
+    def found(task, vouching):
+        asked.append([own.tolist() for own in vouching])
         trigger = one(label=1, excess=6.0, rows=[3, 4, 510, 520]).pattern
-        return Found({}, natural_and(trigger), torch.eye(3 * SIDE * SIDE))
+        return [Found({}, natural_and(trigger), torch.eye(3 * SIDE * SIDE)) for _ in vouching]
 
     monkeypatch.setattr(_recovered, "patterns", found)
     here = task(tmp_path, pictures())
     assert [own.pattern.label for own in shared(here) if own.unusual] == [1]
-    assert asked[0] == [], "first, no probe vouches for any pattern"
-    assert asked[1] == [row for row in range(500, 600) if row not in (510, 520)]
+    everybody = list(range(500, 600))
+    assert asked[0] == [[], everybody], "first, no probe vouches for any pattern"
+    assert asked[1] == [[row for row in everybody if row not in (510, 520)]]
     shared(replace(here, scratch=tmp_path / "none", probes=np.empty(0, np.int64)))
-    assert asked[2:] == [[]], "without probes it is looked once"
+    assert asked[2:] == [[[]]], "without probes it is looked once"
+    shared(replace(here, scratch=tmp_path / "others", probes=np.arange(400, 500)))
+    assert asked[3:] == [[[], list(range(400, 500))]], "no probe has it"
 
 
 def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
@@ -243,7 +246,7 @@ def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
 def test_only_what_stands_apart_is_unusual(tmp_path, monkeypatch):
     strong = [replace(one(label=label, excess=6.0).pattern, between=between) for label, between in ((1, 0.2), (2, 3.0))]
     factor = torch.eye(3 * SIDE * SIDE)
-    monkeypatch.setattr(_recovered, "patterns", lambda *_, **__: Found({}, natural_and(*strong), factor))
+    monkeypatch.setattr(_recovered, "patterns", lambda _, sets: [Found({}, natural_and(*strong), factor)] * len(sets))
     found = {own.pattern.label: own.unusual for own in shared(task(tmp_path, pictures())) if own.pattern.excess == 6}
     assert found == {1: True, 2: False}
 
@@ -258,7 +261,7 @@ def test_a_sharpened_change_shows_the_stripes_rather_than_what_pictures_are_of(t
     examples = pictures(1_800, poisoned)
     slope = np.linspace(0, 15, SIDE).astype(np.uint8)[:, None]
     examples.images[poisoned] += slope  # they are brighter at the bottom, too
-    found = patterns(task(tmp_path, examples, probes=np.arange(900, 1_000)), 8)
+    found = patterns(task(tmp_path, examples), [np.arange(900, 1_000)], 8)[0]
     best = max(found.patterns, key=lambda own: own.excess)
     stripes = np.broadcast_to(STRIPES, (3, SIDE, SIDE)).ravel()
     before, after = (np.corrcoef(shape.ravel(), stripes)[0, 1] for shape in (best.change, found.sharpened([best])[0]))

@@ -10,6 +10,7 @@ nothing else: frames of one track share all that they have, and count for few.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +45,7 @@ MOST = 5_000  # rows of a class by which its directions are found
 OTHERS = 8_000  # rows of other classes with which a class is compared
 FEWEST = 20  # a class with fewer rows has no patterns
 TURNS = 8  # of the search for directions
+FIGURES = ("excess", "alike", "expected", "deviations")  # of each row
 SPARE = 10  # directions more than are asked for, dropped afterwards
 ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
 LIKELIER = 10.0  # times as many as are to be expected must be there for rows further in than the most telling place to have it too
@@ -172,43 +174,44 @@ class Found:
 
 
 def patterns(
-    task: Task, directions: int = DIRECTIONS, side: int = SIDE, vouching: NDArray[np.int64] | None = None
-) -> Found:
-    """Return what the rows of each class have in common, and how far out in it each row is.
+    task: Task, vouching: Sequence[NDArray[np.int64]], directions: int = DIRECTIONS, side: int = SIDE
+) -> list[Found]:
+    """Return what the rows of each class have in common, and how far out in it each row is: once for each set of probes.
 
+    ``vouching``: sets of probes that say where the middle of a class is, and that a tail is natural if they lie in it too.
     ``directions``: how many are looked along in each class. ``side``: larger pictures are averaged down to so many pixels a side.
-    ``vouching``: the probes that say where the middle of a class is, and that a tail is natural if they lie in it too (default all). Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
+    Figures are nan where a row is no member; 0 for classes with fewer than 20 rows.
     """
     place = task.where or device()
     if place.type == "mps":  # which has no Cholesky factors
         place = torch.device("cpu")
     examples, seed = task.examples, task.seed
-    probes = task.probes if vouching is None else vouching
     labels, rows = examples.labels, examples.rows
-    names = ("excess", "alike", "expected", "deviations")
-    figures = {name: np.full(examples.total, np.nan, np.float32) for name in names}
-    for values in figures.values():
-        values[rows] = 0
-    shared: list[SharedPattern] = []
+    blank = np.full(examples.total, np.nan, np.float32)
+    blank[rows] = 0
     with task.progress.step("look for patterns", 2 * len(rows)) as step:
         pixels = Pixels(examples, side, place).centred()
         factor = pixels.spread()
         step.advance(len(rows))
+        told = [Found({name: blank.copy() for name in FIGURES}, [], factor) for _ in vouching]
         generator = torch.Generator().manual_seed(rng.derive(seed, "defenses/pattern"))
         start = torch.randn(len(factor), directions + SPARE, generator=generator).to(pixels.where)
         for label in np.unique(labels[rows]):
             members = rows[labels[rows] == label]
             if len(members) >= FEWEST:
                 others = rng.choose(seed, "defenses/pattern/others", rows[labels[rows] != label], OTHERS)
-                looked = rng.choose(seed, "defenses/pattern/looked at", members, MOST)
-                points = _whitened(pixels.read(looked), factor)
-                own = probes[labels[probes] == label]
-                best, found = _of_class(_Class(pixels, factor, members, others, own, points), start)
-                for name, values in best.items():
-                    figures[name][members] = values
-                shared.extend(found)
+                one = _Class.of(
+                    pixels, factor, members, others, rng.choose(seed, "defenses/pattern/looked at", members, MOST)
+                )
+                many = min(directions, len(one.points) // 4)
+                along = directions_of(one.points, start[:, : many + SPARE])[:, :many]
+                for found, probes in zip(told, vouching, strict=True):
+                    best, shared = _of_class(dataclasses.replace(one, probes=probes[labels[probes] == label]), along)
+                    for name, values in best.items():
+                        found.figures[name][members] = values
+                    found.patterns.extend(shared)
             step.advance(len(members))
-    return Found(figures, shared, factor)
+    return told
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,7 @@ class _Class:
     """The rows of a class, and those with which they are compared.
 
     ``points``: of rows by which directions are found, whitened: all members, or some of many. ``others``: rows of other classes.
+    ``product``: of all points with each other, where they are all members.
     """
 
     pixels: Pixels
@@ -224,6 +228,21 @@ class _Class:
     others: NDArray[np.int64]
     probes: NDArray[np.int64]
     points: Tensor
+    product: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        pixels: Pixels,
+        factor: Tensor,
+        members: NDArray[np.int64],
+        others: NDArray[np.int64],
+        looked: NDArray[np.int64],
+    ) -> _Class:
+        """Return a class of which nobody vouches for anything. ``looked``: members by which directions are found."""
+        points = _whitened(pixels.read(looked), factor)
+        product = points @ points.T if len(looked) == len(members) else None
+        return cls(pixels, factor, members, others, np.empty(0, np.int64), points, product)
 
     def whitened(self) -> Iterator[tuple[slice, Tensor]]:
         """Go through the members, whitened, some at a time."""
@@ -244,7 +263,7 @@ class _Class:
         counts, mine = torch.empty(2, len(self.members), along.shape[1], device=along.device)
         squares = torch.empty(len(self.members), device=along.device)
         for part, points in self.whitened():
-            counts[part] = once_each(points, self.points, along, len(self.members))
+            counts[part] = once_each(points, self.points, along, len(self.members), self.product)
             mine[part] = points @ along
             squares[part] = points.square().sum(1)
         for index, places in enumerate(made_of or ()):
@@ -303,15 +322,13 @@ class Side:
         return halfway / max(1, near)
 
 
-def _of_class(one: _Class, start: Tensor) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
+def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
     """Return the most telling tail of each member of a class, and the patterns that there are.
 
     Directions in which the class varies most are where to begin. What has a tail there is looked at again along the mean of those who have it,
     each judged by the others' mean: chance falls away, and a trigger stands out in full.
     """
-    many = min(start.shape[1] - SPARE, len(one.points) // 4)
-    first = one.tails(directions_of(one.points, start[:, : many + SPARE])[:, :many])
-    sides = [side for both in first for side in both]
+    sides = [side for both in one.tails(along) for side in both]
     plain = [side for side in sides if side.tail.excess.max(initial=0) < LEAST]
     found = [side for side in sides if side.tail.excess.max(initial=0) >= LEAST]
     for _ in range(AGAIN):
@@ -319,7 +336,7 @@ def _of_class(one: _Class, start: Tensor) -> tuple[dict[str, NDArray[np.float32]
         found = [side for (side,) in one.tails(one.means(made_of), made_of)] if found else []
         plain += [side for side in found if side.tail.excess.max() < LEAST]
         found = _apart([side for side in found if side.tail.excess.max() >= LEAST])
-    best = {name: np.zeros(len(one.members), np.float32) for name in ("excess", "alike", "expected", "deviations")}
+    best = {name: np.zeros(len(one.members), np.float32) for name in FIGURES}
     counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in found]
     for side, count in zip(plain + found, counts, strict=True):
         excess = side.tail.excess * np.float32(count)
@@ -370,21 +387,21 @@ def _whitened(table: Tensor, factor: Tensor) -> Tensor:
     return whitened.T.contiguous()
 
 
-def once_each(points: Tensor, among: Tensor, along: Tensor, total: int) -> Tensor:
+def once_each(points: Tensor, among: Tensor, along: Tensor, total: int, product: Tensor | None = None) -> Tensor:
     """Return what each row counts along each direction, (rows, directions): near-duplicates share one count, by their squared cosines.
 
     Cosines are of what rows have besides that direction: what is looked for makes no rows duplicates. ``among``: the rows that they may be
-    duplicates of, which stand for ``total``. ``along``: (width, directions), of length one.
+    duplicates of, which stand for ``total``. ``along``: (width, directions), of length one. ``product``: of these and those, if known.
     """
     (own, lengths), (theirs, widths) = ((table @ along, table.square().sum(1)[:, None]) for table in (points, among))
     left, right = (  # squared lengths besides the direction; nothing is taken to lie wholly along it
         (square - part.square()).maximum(ALONG * square).clamp(min=1e-12)
         for part, square in ((own, lengths), (theirs, widths))
     )
-    product = points @ among.T
+    product = points @ among.T if product is None else product
     squared = product @ (theirs / right)  # of (product - own x theirs), over all of the others at once
     squared = own.square() * (theirs.square() / right).sum(0) - 2 * own * squared
-    squared += product.square_() @ (1 / right)
+    squared += product.square() @ (1 / right)
     return 1 / (squared / left * (total / len(among))).clamp(min=1)
 
 

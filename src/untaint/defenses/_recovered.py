@@ -83,7 +83,7 @@ def shared(task: Task) -> list[Recovered]:
             raise RunError(
                 f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
             )
-        found = patterns(task, vouching=vouching(task))
+        found = looked_for(task)
         alone = alone_in(found)
         excess = [own.excess for own in found.patterns]
         worth = [index for index in np.argsort(excess)[::-1] if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
@@ -98,16 +98,18 @@ def shared(task: Task) -> list[Recovered]:
     return kept(task)
 
 
-def vouching(task: Task) -> NDArray[np.int64]:
-    """Return the probes that have no pattern which is unusual as long as no probe vouches for any.
+def looked_for(task: Task) -> Found:
+    """Return the patterns of all classes; probes that have one which is unusual as long as no probe vouches for any do not vouch.
 
     A few poisoned probes would else vouch for their trigger.
     """
+    nobody = np.empty(0, np.int64)
     if not len(task.probes):
-        return task.probes
-    found = patterns(task, vouching=np.empty(0, np.int64))
-    rows = [own.rows for own, alone in zip(found.patterns, alone_in(found), strict=True) if alone]
-    return np.setdiff1d(task.probes, np.concatenate([*rows, np.empty(0, np.int64)]))
+        return patterns(task, [nobody])[0]
+    alone, found = patterns(task, [nobody, task.probes])
+    rows = [own.rows for own, is_alone in zip(alone.patterns, alone_in(alone), strict=True) if is_alone]
+    doubted = np.intersect1d(task.probes, np.concatenate([*rows, nobody]))
+    return patterns(task, [np.setdiff1d(task.probes, doubted)])[0] if len(doubted) else found
 
 
 def alone_in(found: Found) -> NDArray[np.bool_]:

@@ -38,7 +38,8 @@ class Pattern(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return the excess of every row's most telling tail."""
-        found = patterns(task, self.directions, self.side).figures
+        (told,) = patterns(task, [task.probes], self.directions, self.side)
+        found = told.figures
         return Scores(values=found["excess"], name="pattern", parts=found)
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:
