@@ -24,7 +24,7 @@ OTHERS = {
 REMARKS = {
     "spectral": " It is told nothing of the poison, and sets 15 % of each class aside. Under several attacks on CIFAR-10 the defences that the paper compares leave "
     "63 % on average; this one does far better here, where each attack has a target of its own.",
-    "pattern": " All seven triggers lie at a fixed place, which is what it looks for, and it was made while looking at six of them (not narcissus); of a warp, or a "
+    "pattern": " All seven triggers lie at a fixed place, which is what it looks for, and it was made while looking at them; of a warp, or a "
     "sticker that is moved about, it finds nothing. Cross-examination looks for the same patterns, and puts them to the test.",
 }
 

@@ -92,6 +92,12 @@ def test_label_noise_changes_the_labels_of_a_share_that_is_neither_probe_nor_poi
     assert not np.isin(found.clean(), noisy).any()
 
 
+def test_a_setting_may_have_no_probes():
+    found = case(probes=0)
+    assert len(found.probes) == 0
+    assert len(found.clean()) == 400 - len(found.ledger.poisoned())
+
+
 def test_a_share_of_the_probes_is_poisoned_if_asked_for():
     found = case(bad_probes=0.1)
     assert len(found.probes) == 60
