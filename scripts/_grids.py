@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _markdown import table
-from _words import on_resnet18, what_it_says
+from _words import on_probes, on_resnet18, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -22,7 +22,7 @@ KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
-WORDS = {"cpu": what_it_says, "resnet18": on_resnet18}
+WORDS = {"cpu": what_it_says, "resnet18": on_resnet18, "probes": on_probes}
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
     "With either recipe of the small proxy, more pictures (and so more steps) make the paper's score worse, and worst at triggers that are easily learned, such as the patch "
@@ -42,7 +42,10 @@ def benchmark(path: Path) -> str:
         return ""
     machines = sorted({result["hardware"] for result in found})
     if grid.name in TABLE_ONLY:
-        parts = [{"paper-score": recordings, "clean": alarms}.get(grid.name, detected)(found)]
+        parts = [
+            {"paper-score": recordings, "clean": alarms}.get(grid.name, detected)(found),
+            WORDS[grid.name](found) if grid.name in WORDS else "",
+        ]
     else:
         parts = [
             render(found, "markdown"),

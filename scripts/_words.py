@@ -1,4 +1,4 @@
-"""What the tables of experiments/cpu.toml and resnet18.toml say, in words with their figures."""
+"""What the tables of the grids say, in words with their figures."""
 
 from __future__ import annotations
 
@@ -165,6 +165,27 @@ def one_at_a_time(groups: Sequence[Group]) -> list[str]:
         + (f" Learned by the undefended models: {', '.join(learned)}." if learned else "")
         + (f" Cross-examination leaves: {', '.join(left)}." if left else "")
     ]
+
+
+def on_probes(found: Sequence[Result]) -> str:
+    """What the scan is worth without probes, and with poisoned ones."""
+    settings = {(one["origin"]["setting"]["probes"], one["origin"]["setting"]["bad_probes"]): one for one in found}
+    if not {(0, 0.0), (250, 0.0), (250, 0.5)} <= set(settings):
+        return ""
+
+    def told(*key: float) -> str:
+        one = settings[key]  # type: ignore[index]
+        removal, every = one["removal"], one["detection"]["all"]
+        many = sum(one["poisoned"].values())
+        return (
+            f"AUROC {every['auroc']:.4f}, {removal['poisoned']:,} of {many:,} poisoned pictures set aside and "
+            f"{removal['rejected'] - removal['poisoned']:,} others"
+        )
+
+    return (
+        f"With 250 probes: {told(250, 0.0)}. With none at all, where 250 rows drawn by lot stand in, poison among them: {told(0, 0.0)}. With 250 of which half are "
+        f"poisoned: {told(250, 0.5)} (probes are kept whatever they score, and named as doubtful)."
+    )
 
 
 def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:
