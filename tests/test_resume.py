@@ -18,7 +18,7 @@ import torch
 
 import untaint as ut
 from small import RECIPE, Stopping, WithDropout, contents, pictures, preset
-from untaint import run
+from untaint import run, scanning
 from untaint.errors import RunError
 from untaint.training.loop import Watch, fit
 
@@ -89,6 +89,7 @@ def scan_once(out: Path, moment: Moment | None) -> None:
     torch.set_num_threads(1)
     progress = Deadly(moment[2]) if moment and moment[0] == "step" else None
     arm(None if progress else moment)
+    scanning.FEWEST = 0  # in this process
     ut.scan(pictures(), probes=PROBES, out=out, preset=preset(epochs=2), progress=progress)
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from untaint.__main__ import main
 
+SMALL_DATA_TOO = "from untaint import __main__, scanning; scanning.FEWEST = 0; __main__.main()"  # what -c runs
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -20,7 +20,7 @@ import untaint as ut
 from untaint import demo
 
 from .conftest import CLASSES
-from .terminal import Outcome, epochs, told
+from .terminal import SMALL_DATA_TOO, Outcome, epochs, told
 
 Made = tuple[Path, Outcome]
 
@@ -308,7 +308,8 @@ def test_nothing_heavy_is_imported_for_help() -> None:
 def test_without_a_compiler_compiling_is_refused_in_one_sentence(few: Path, few_probes: Path, tmp_path: Path) -> None:
     nowhere = {**os.environ, "CXX": "no-such-compiler", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
     words = ("scan", few, "--probes", few_probes, "--out", tmp_path / "run", *epochs(1), "--compile", "--quiet")
-    outcome = subprocess_of(*words, env=nowhere)
+    command = [sys.executable, "-c", SMALL_DATA_TOO, *map(str, words)]
+    outcome = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=nowhere)
     assert outcome.returncode == 2, outcome.stderr
     assert re.search(
         r"^untaint: torch.compile does not work here \(.*\)\. Leave out --compile\.$", outcome.stderr, re.M

@@ -17,7 +17,7 @@ from untaint import listing
 from untaint.terminal import Bars, Lines, plain, table
 
 from .conftest import keys_of
-from .terminal import Outcome, epochs, told
+from .terminal import SMALL_DATA_TOO, Outcome, epochs, told
 
 Made = tuple[Path, Outcome]
 
@@ -49,7 +49,7 @@ def heeding() -> None:
 
 def test_interrupted_and_continued(few: Path, few_probes: Path, tmp_path: Path) -> None:
     words = [few, "--probes", few_probes, "--out", tmp_path / "run", "--precision", "float32", "--epochs", 200]
-    command = [sys.executable, "-m", "untaint", "scan", *map(str, words)]
+    command = [sys.executable, "-c", SMALL_DATA_TOO, "scan", *map(str, words)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeding
     ) as process:

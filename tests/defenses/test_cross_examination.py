@@ -285,5 +285,5 @@ def test_recording_in_the_training_step_is_refused(tmp_path):
 
 def test_an_unfinished_run_cannot_be_scored(tmp_path):
     examples, _ = planted(0)
-    with pytest.raises(RunError, match="has no finished watcher-a"):
+    with pytest.raises(RunError, match="has no finished patterns"):
         CrossExamination().score(task(examples, np.arange(20), tmp_path, train=False))
