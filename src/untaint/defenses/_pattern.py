@@ -268,7 +268,7 @@ class _Class:
             squares[part] = points.square().sum(1)
         for index, places in enumerate(made_of or ()):
             own = torch.from_numpy(places).to(along.device)
-            many, length = len(places), mine[own, index].mean()  # of the mean that the direction is
+            many, length = len(places), mine[own, index].mean().clamp(min=1e-6)  # of the mean that the direction is
             mine[own, index] = (many * mine[own, index] - squares[own] / length) / max(1, many - 1)
         seen = []
         for rows in (self.others, self.probes):
