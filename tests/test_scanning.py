@@ -38,6 +38,11 @@ def pictures_with_awkward_keys() -> ut.Examples:
     return ut.Examples.of(examples.images, examples.labels, keys=keys, class_names=["cat", "dog", "e,e l"])
 
 
+def awkward_task(scratch, rule) -> Task:
+    settled = {"preset": preset(), "seed": 0, "progress": Silent()}
+    return Task(examples=pictures_with_awkward_keys(), probes=PROBES, rule=rule, scratch=scratch, **settled)
+
+
 @pytest.fixture(scope="module")
 def scanned(tmp_path_factory):
     out = tmp_path_factory.mktemp("scanned") / "run"
@@ -447,7 +452,6 @@ def test_a_scan_needs_no_probes_and_says_what_is_lost(tmp_path):
 
 
 def test_probes_with_a_trigger_are_kept_but_vouch_for_nothing(tmp_path):
-    examples = pictures_with_awkward_keys()
     values = np.linspace(-1, 1, 90).astype(np.float32)
     trigger = Trigger(
         label=1, rows=PROBES[-3:], picture=np.zeros((3, 8, 8), np.float32), seen=0.9, unseen=0, works=True
@@ -459,22 +463,13 @@ def test_probes_with_a_trigger_are_kept_but_vouch_for_nothing(tmp_path):
             asked.append(np.isnan(scores.values[PROBES]).tolist())
             return super().decide(scores, labels=labels, probes=probes)
 
-    task = Task(
-        examples=examples,
-        probes=PROBES,
-        preset=preset(),
-        rule=Asked(0.1),
-        scratch=tmp_path,
-        seed=0,
-        progress=Silent(),
-    )
+    task = awkward_task(tmp_path, Asked(0.1))
     verdict = BaDLoss().decide(Scores(values=values, name="made up", triggers=(trigger,)), task)
     assert asked == [[False] * (len(PROBES) - 3) + [True] * 3]
     assert not verdict.rejected[PROBES].any()
 
 
 def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
-    examples = pictures_with_awkward_keys()
     values = np.linspace(-1, 1, 90).astype(np.float32)
     shape = np.zeros((3, 8, 8), np.float32)
     found = tuple(
@@ -482,15 +477,7 @@ def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
         for label, rows in ((1, [4, 88, 89]), (2, [2, 88]))
     )
     scores = Scores(values=values, name="made up", triggers=found)
-    task = Task(
-        examples=examples,
-        probes=PROBES,
-        preset=preset(),
-        rule=Fraction(0.1),
-        scratch=tmp_path,
-        seed=0,
-        progress=Silent(),
-    )
+    task = awkward_task(tmp_path, Fraction(0.1))
     result = conclude(task, BaDLoss(), scores, None, retrain=False)
     assert [(told["label"], told["rows"], told["rejected"]) for told in result.summary["triggers"]] == [
         ("dog", 3, 1),  # row 88 is a probe

@@ -9,7 +9,8 @@
    as the median over a row's nearest neighbours of the same label in the watchers' early features.
    What the probes of a class have more of than all probes is no sign in that class. The rows that
    are least suspicious by all of these are trusted: half of all, and at least a fifth of each class;
-   those last whose pixels have a pattern in common that stands alone among all patterns.
+   those last whose pixels have an unusual pattern in common. Probes that have one are no probes here; where none are given,
+   rows drawn by lot stand in.
 3. A witness is trained on the trusted rows alone.
 4. The third sign: the watchers explain the row's label better than the witness does. A hard or
    wrongly labelled picture is explained by neither; poison is explained even out of fold, by the
@@ -19,7 +20,7 @@
    of its own spread, so that no clean row is far to the right.
 6. Patterns that pixels of a class have in common are laid over clean pictures of other classes. One that
    makes the watchers say its class, and the witness not, is a trigger, and adds to the score of those who have it;
-   so does one that stands alone: models may not have learned it, as clean-label poison often is not.
+   so does one that is unusual: models may not have learned it, as clean-label poison often is not.
 """
 
 from __future__ import annotations
