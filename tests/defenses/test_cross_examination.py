@@ -257,6 +257,24 @@ def test_the_parts_make_up_the_score(found):
     assert all(reason and reason != "no sign is strong, but all point the same way" for reason in reasons[:20])
 
 
+@pytest.mark.parametrize("kind", ["gap", "distance", "strangeness", "company"])
+def test_what_is_left_out_does_not_count(found, kind):
+    here, _, judge, scores, _ = found
+    left = CrossExamination(without=kind).score(replace(here, train=False))
+    counted = {
+        name: part
+        for name, part in scores.parts.items()
+        if name.partition(" ")[0] in ("distance", "strangeness", "gap") and kind not in name
+    }
+    assert len(counted) == (3 if kind == "company" else 4)
+    total = sum(counted.values())
+    centred = total - np.median(total)
+    assert np.sinh(left.values - left.parts["trigger"]) == pytest.approx(
+        centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3
+    )
+    assert judge.explain(left, here.examples.rows[:3])
+
+
 def test_scoring_again_trains_nothing_and_gives_the_same(found):
     here, _, judge, scores, _ = found
     again = judge.score(replace(here, train=False))

@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,7 +65,8 @@ class CrossExamination(Detector):
     ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
     that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
     own signs beside its company's. ``whitened``: each half is watched a second time, in whitened
-    pictures (a network of your own always sees them as they are).
+    pictures (a network of your own always sees them as they are). ``patterns``: whether patterns are looked for.
+    ``without``: a kind of sign that is left out, to see what it is worth.
     """
 
     trusted: float = 0.5
@@ -74,10 +75,11 @@ class CrossExamination(Detector):
     own: float = 1.0
     whitened: bool = True
     patterns: bool = True
+    without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
     version: ClassVar[int] = 3
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
-    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns")
+    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns", "without")
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.trusted < 1:
@@ -130,7 +132,9 @@ class CrossExamination(Detector):
         }
         labels = task.examples.labels
         signs = {name: [beside_probes(values, labels, probes) for values in sign] for name, sign in signs.items()}
-        suspicion = ranked(*(largest([ranked(values) for values in sign]) for sign in signs.values()))
+        suspicion = ranked(
+            *(largest([ranked(values) for values in sign]) for name, sign in signs.items() if self._counts(name))
+        )
         suspicion[unusual] += 1  # the last to be trusted
         trusted = trust(task, suspicion, self.trusted, self.floor)
         witness = self._witness(task, trusted)
@@ -159,8 +163,13 @@ class CrossExamination(Detector):
         """Add the signs up; the order stays, but the long tail of hard clean pictures is drawn in."""
         total = np.zeros_like(signs["gap"])
         for name, figures in signs.items():
+            if not self._counts(name):
+                continue
             total += figures if name.endswith(COMPANY) else np.float32(self.own) * figures
         return np.arcsinh(scaled(total))
+
+    def _counts(self, sign: str) -> bool:
+        return not sign.startswith(self.without) and not (self.without == "company" and sign.endswith(COMPANY))
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row which signs speak against it, the strongest first."""
