@@ -26,7 +26,7 @@ from untaint.findings import left_out
 from untaint.probing import suggest_probes, with_probes
 from untaint.progress import Silent
 from untaint.report.marks import write_marks
-from untaint.scores import Above, Fraction, KeepPerClass, Scores, Trigger
+from untaint.scores import Above, Fraction, Group, KeepPerClass, Scores, Trigger
 
 PROBES = np.arange(0, 90, 4)
 AWKWARD = ["two\nlines", 'a "quoted" one', "\ttabbed ", "#hash", "<script>", "ünï/çødé", " ", '"', "nul\x00", "\u2028"]
@@ -467,6 +467,37 @@ def test_probes_with_a_trigger_are_kept_but_vouch_for_nothing(tmp_path):
     verdict = BaDLoss().decide(Scores(values=values, name="made up", triggers=(trigger,)), task)
     assert asked == [[False] * (len(PROBES) - 3) + [True] * 3]
     assert not verdict.rejected[PROBES].any()
+
+
+def test_groups_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
+    groups = (
+        Group(kind="trigger", label=1, rows=np.array([80, 88]), taken_for=((2, 2),), seen=1.0, unseen=0.0),
+        Group(kind="mislabelled", rows=np.array([81]), taken_for=((0, 1),)),
+        Group(kind="odd", rows=np.array([82, 83]), taken_for=((0, 1), (2, 1))),
+    )
+
+    class Grouping(BaDLoss):
+        def groups(self, scores, verdict, task):
+            assert verdict.rejected.sum() == 9
+            return groups
+
+    scores = Scores(values=np.linspace(-1, 1, 90).astype(np.float32), name="made up")
+    result = conclude(awkward_task(tmp_path, Fraction(0.1)), Grouping(), scores, None, retrain=False)
+    assert result.groups == groups
+    first, second, third = result.summary["groups"]
+    names = result.examples.class_names
+    assert (first["kind"], first["label"], first["rows"], first["trigger"]) == ("trigger", names[1], 2, None)
+    assert (first["seen"], first["unseen"], first["usual"]) == (1, 0, None)
+    assert (first["taken_for"], second["label"], third["classes"]) == ([[names[2], 2]], None, 2)
+    table = table_of(tmp_path).set_index("row")
+    assert [table.index[table["in_group"] == number].tolist() for number in (1, 2, 3)] == [[80, 88], [81], [82, 83]]
+    assert {80, 81, 82, 83, 88} <= set(np.load(tmp_path / "thumbnails_rows.npy").tolist())
+    finding._tell(result, as_json=False, check=False)
+    told = " ".join(capsys.readouterr().out.split())
+    assert (
+        f"Without a recovered trigger: 2 pictures labelled {names[1]} that one trigger binds; 1 probably mislabelled; 2 by themselves."
+        in told
+    )
 
 
 def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):

@@ -23,7 +23,7 @@ from untaint.examples import Examples
 from untaint.findings import obey, write_findings
 from untaint.remembering import data_words
 from untaint.report import write_report
-from untaint.scores import Scores, Verdict
+from untaint.scores import Group, Scores, Verdict
 from untaint.training.checkpoint import load_model
 from untaint.training.cost import cost_of
 from untaint.training.device import device, hardware
@@ -33,13 +33,14 @@ __all__ = ["Result", "conclude", "versions"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """What a scan found: ``rejected`` rows, ``kept`` examples, scores, verdict, and the run's folder."""
+    """What a scan found: ``rejected`` rows and their ``groups``, ``kept`` examples, scores, verdict, and the run's folder."""
 
     run: Path
     examples: Examples
     scores: Scores
     verdict: Verdict
     summary: dict[str, Any]
+    groups: tuple[Group, ...] = ()
     outside: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
@@ -73,13 +74,19 @@ class Result:
 def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | None, retrain: bool) -> Result:
     """Decide, write what was found, and train on what is kept."""
     verdict = obey(judge.decide(scores, task), Path(marks) if marks else None, task)
-    facts = _facts(task)
+    facts, groups = _facts(task), judge.groups(scores, verdict, task)
+
+    def written(stages: Sequence[str]) -> dict[str, Any]:
+        told = {**facts, "stages": _timings(task.scratch, stages)}
+        return write_findings(task, judge, scores, verdict, groups, told)
+
     result = Result(
         run=task.scratch,
         examples=task.examples,
         scores=scores,
         verdict=verdict,
-        summary=write_findings(task, judge, scores, verdict, {**facts, "stages": _timings(task.scratch, judge.stages)}),
+        summary=written(judge.stages),
+        groups=groups,
         outside=task.outside,
     )
     if retrain and len(result.kept) < 2:
@@ -91,10 +98,7 @@ def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | No
         _refuse_stale_model(task, result.rejected)
         judge.retrain(task, result.rejected)
         facts["clean_model"] = {"kept_rows": len(result.kept), "folder": str(task.scratch / "model")}
-        summary = write_findings(
-            task, judge, scores, verdict, {**facts, "stages": _timings(task.scratch, [*judge.stages, "model"])}
-        )
-        result = replace(result, summary=summary)
+        result = replace(result, summary=written([*judge.stages, "model"]))
     result.report()
     return result
 

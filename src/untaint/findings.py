@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,15 @@ from untaint.defenses.base import Detector, Task
 from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.report.marks import read_marks
-from untaint.scores import Scores, Verdict, in_turns
+from untaint.scores import Group, Scores, Verdict, in_turns
 
 __all__ = ["left_out", "marked", "obey", "write_findings"]
 
 PICTURED = 300  # of the rows set aside, and of the most suspicious
 COMPARED = 8  # kept pictures per class beside them
 MOST_COMPARED = 400
-SHARING = 5  # who have a trigger
+SHARING = 7  # who have a trigger, or belong to a group
+OFTEN = 3  # classes that a group is taken for most often
 DOUBTED = 60  # probes that score like what was set aside
 
 
@@ -62,22 +63,28 @@ def left_out(examples: Examples, without: Path | None, marks: Path | None) -> ND
 
 
 def write_findings(
-    task: Task, detector: Detector, scores: Scores, verdict: Verdict, summary: Mapping[str, Any]
+    task: Task,
+    detector: Detector,
+    scores: Scores,
+    verdict: Verdict,
+    groups: Sequence[Group],
+    summary: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write the table of scores, lists of keys, thumbnails and summary.json; returns the summary."""
+    """Write the table of scores, lists of keys, thumbnails and summary.json; returns the summary. ``groups``: of those set aside."""
     out, examples = task.scratch, task.examples
     own = np.setdiff1d(examples.rows, task.outside)
     rejected = np.intersect1d(np.flatnonzero(verdict.rejected), own)
     rank = np.full(examples.total, examples.total, dtype=np.int64)
     order = own[np.lexsort((own, -np.nan_to_num(scores.values[own], nan=-np.inf)))]
     rank[order] = np.arange(1, len(order) + 1)
-    _write_table(task, detector, scores, verdict, own, rank)
+    _write_table(task, detector, scores, verdict, groups, own, rank)
     run.write_keys(out / "rejected.txt", (examples.keys[row] for row in rejected))
     run.write_keys(out / "kept.txt", (examples.keys[row] for row in np.setdiff1d(own, rejected)))
     run.write_keys(out / "unreadable.txt", examples.unreadable, examples.unreadable)
     doubtful = doubtful_probes(scores, verdict, np.intersect1d(task.probes, own))
     run.write_keys(out / "doubtful_probes.txt", (examples.keys[row] for row in doubtful))
-    having = [order[np.isin(order, trigger.rows)][:SHARING] for trigger in scores.triggers]
+    together = [*(trigger.rows for trigger in scores.triggers), *(group.rows for group in groups)]
+    having = [order[np.isin(order, rows)][:SHARING] for rows in together]
     _write_pictures(task, own, rejected, order, np.concatenate([doubtful[:DOUBTED], *having]))
     per_class = np.bincount(examples.labels[rejected], minlength=len(examples.class_names))
     totals = np.bincount(examples.labels[own], minlength=len(examples.class_names))
@@ -101,6 +108,7 @@ def write_findings(
             for label, name in enumerate(examples.class_names)
         ],
         "triggers": _write_triggers(task, scores, rejected),
+        "groups": [_told(group, examples.class_names) for group in groups],
         "limits": [*detector.limits(), *_size_limit(examples.images.shape[2:])],
         **summary,
     }
@@ -128,6 +136,20 @@ def _write_triggers(task: Task, scores: Scores, rejected: NDArray[np.int64]) -> 
     ]
 
 
+def _told(group: Group, names: Sequence[str]) -> dict[str, Any]:
+    """Return what the summary says of a group; ``trigger``: its number in the list of triggers, from 1."""
+    shares = {name: getattr(group, name) for name in ("seen", "unseen", "usual")}
+    return {
+        "kind": group.kind,
+        "label": None if group.label is None else names[group.label],
+        "rows": len(group.rows),
+        "trigger": None if group.trigger is None else group.trigger + 1,
+        **{name: round(share, 4) if np.isfinite(share) else None for name, share in shares.items()},
+        "classes": len(group.taken_for),
+        "taken_for": [[names[label], many] for label, many in group.taken_for[:OFTEN]],
+    }
+
+
 def doubtful_probes(scores: Scores, verdict: Verdict, probes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the probes that would have been set aside, had they not been vouched for; the most suspicious first."""
     if verdict.threshold is None or not verdict.rejected.any():
@@ -144,7 +166,13 @@ def _size_limit(size: tuple[int, ...]) -> list[str]:
 
 
 def _write_table(
-    task: Task, detector: Detector, scores: Scores, verdict: Verdict, own: NDArray[np.int64], rank: NDArray[np.int64]
+    task: Task,
+    detector: Detector,
+    scores: Scores,
+    verdict: Verdict,
+    groups: Sequence[Group],
+    own: NDArray[np.int64],
+    rank: NDArray[np.int64],
 ) -> None:
     examples = task.examples
     rejected = verdict.rejected[own]
@@ -162,11 +190,12 @@ def _write_table(
         "probe": np.isin(own, task.probes),
         "reason": pa.array(reasons, pa.string()),
     }
-    if scores.triggers:
+    for name, some in (("in_trigger", scores.triggers), ("in_group", groups)):
         number = np.zeros(examples.total, dtype=np.int32)
-        for index in reversed(range(len(scores.triggers))):  # the surest comes last, and counts
-            number[scores.triggers[index].rows] = index + 1
-        columns["in_trigger"] = number[own]
+        for index in reversed(range(len(some))):  # the surest comes last, and counts
+            number[some[index].rows] = index + 1
+        if some:
+            columns[name] = number[own]
     columns.update({name: part[own] for name, part in scores.parts.items()})
     with run.written(task.scratch / "scores.parquet") as file:
         pq.write_table(pa.table(columns), file, compression="zstd")

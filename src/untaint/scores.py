@@ -28,6 +28,7 @@ __all__ = [
     "FalseDiscovery",
     "Fraction",
     "Gap",
+    "Group",
     "KeepPerClass",
     "Rule",
     "Scores",
@@ -56,6 +57,28 @@ class Trigger:
     unseen: float
     works: bool
     strength: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Group:
+    """Rows set aside that belong together.
+
+    ``kind``: ``trigger`` (one label, and one trigger binds them), ``alike`` (one label, and alike, but nothing says that a trigger binds them),
+    ``mislabelled`` (in no such group: all models take them for another class) or ``odd`` (the others). ``rows``: int64. ``label``: of all of them.
+    ``trigger``: which of the recovered ones they have, if any. ``seen`` and ``unseen``: in which share of them
+    the label comes out of models that saw others of them, and of one that saw none. ``usual``: the largest difference of the two in
+    clusters of clean pictures; nan: there was nothing to compare with. ``taken_for``: classes and how often they are
+    what the model says that saw none, most often first.
+    """
+
+    kind: Literal["trigger", "alike", "mislabelled", "odd"]
+    rows: NDArray[np.int64]
+    taken_for: tuple[tuple[int, int], ...]
+    label: int | None = None
+    trigger: int | None = None
+    seen: float = np.nan
+    unseen: float = np.nan
+    usual: float = np.nan
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

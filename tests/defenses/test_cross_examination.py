@@ -212,6 +212,21 @@ def test_the_planted_square_is_recovered_and_works_on_the_watchers_only(found):
     assert all("a part of a trigger" in said for said in judge.explain(scores, doubtful))
 
 
+def test_the_planted_pictures_are_one_group_which_one_trigger_binds(found):
+    here, poison, judge, scores, verdict = found
+    groups = judge.groups(scores, verdict, here)
+    assert sorted(np.concatenate([group.rows for group in groups])) == np.flatnonzero(verdict.rejected).tolist()
+    first = groups[0]
+    assert (first.kind, first.label, first.trigger) == ("trigger", 0, 0)
+    assert np.isin(first.rows, poison).mean() > 0.9
+    assert len(first.rows) > 0.5 * len(poison)
+    assert first.seen > 0.7 > 0.4 > first.unseen
+    unnamed = judge.groups(replace(scores, triggers=()), verdict, here)[0]
+    assert (unnamed.kind, unnamed.trigger) == ("trigger", None), "known by what models say alone"
+    assert np.isin(unnamed.rows, poison).mean() > 0.9
+    assert unnamed.seen - unnamed.unseen > unnamed.usual
+
+
 def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):
     here, _, _, scores, verdict = found
     assert not verdict.rejected[here.probes].any()

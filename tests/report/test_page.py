@@ -19,11 +19,11 @@ from PIL import Image
 from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.report import write_report
+from untaint.report.belonging import belonging
 from untaint.report.lines import band
 from untaint.report.marks import key_line, read_marks
 from untaint.report.reading import Findings
 from untaint.report.selection import select
-from untaint.report.triggers import triggers
 
 
 def page_of(path: Path) -> Page:
@@ -49,13 +49,21 @@ def test_says_what_was_found(make_run):
     assert not list(folder.glob("*.part"))
 
 
-def test_recovered_triggers_are_shown_with_who_has_them(make_run):
+def group(kind, **facts):
+    usual = {"label": None, "trigger": None, "seen": None, "unseen": None, "usual": None, "classes": 1, "taken_for": []}
+    return {"kind": kind, "rows": 9, **usual, **facts}
+
+
+def test_recovered_triggers_and_other_groups_are_shown_with_who_belongs_to_them(make_run):
     made = make_run(rows=400, rejected=40)
     assert "recovered" not in page_of(write_report(made.folder)).text
     table = pq.read_table(made.folder / "scores.parquet")
     number = np.zeros(400, dtype=np.int32)
     number[made.rejected[:12]], number[made.rejected[12:30]] = 1, 2
-    pq.write_table(table.append_column("in_trigger", pa.array(number)), made.folder / "scores.parquet")
+    table = table.append_column("in_trigger", pa.array(number))
+    belongs = np.zeros(400, dtype=np.int32)
+    belongs[made.rejected[:12]], belongs[made.rejected[30:38]], belongs[made.rejected[38:]] = 1, 2, 4
+    pq.write_table(table.append_column("in_group", pa.array(belongs)), made.folder / "scores.parquet")
     shapes = np.zeros((2, 3, 8, 8), dtype=np.float32)
     shapes[0, :, 6:, 6:] = 0.25
     run.save_array(made.folder / "triggers.npy", shapes)
@@ -64,16 +72,35 @@ def test_recovered_triggers_are_shown_with_who_has_them(make_run):
         {"label": "cat", "rows": 12, "rejected": 11, "seen": 0.973, "unseen": -0.01, "works": True, "strength": 2},
         {"label": "<i>dog</i>", "rows": 18, "rejected": 18, "seen": 0.04, "unseen": 0.03, "works": False},
     ]
+    summary["groups"] = [
+        group("trigger", label="cat", trigger=1, seen=0.95, unseen=0.1, usual=0.071, classes=7),
+        group("trigger", label="bird", rows=8, seen=1.0, unseen=0.0, classes=3),
+        group("alike", label="dog", seen=0.5, unseen=0.4, usual=-0.02, taken_for=[["cat", 5], ["dog", 2]]),
+        group("mislabelled", rows=2, taken_for=[["cat", 1], ["<b>", 1]]),
+        group("odd", rows=1),
+    ]
     (made.folder / "summary.json").write_text(json.dumps(summary))
     path = write_report(made.folder)
     page = page_of(path)
-    assert "2 triggers recovered" in page.text
+    assert "2 triggers recovered, 2 other groups" in page.text
+    assert "say cat of 95.0 %; the model that saw none, of 10 % (it takes them for 7 classes)." in page.text
+    assert "Clean pictures as much alike differ by no more than 7 points." in page.text
+    assert "8 pictures are alike to the models, by something that makes them say bird" in page.text
+    assert "No clean pictures of the class are left to compare with." in page.text
+    assert "nothing says that a trigger binds them" in page.text
+    assert "takes 5 of them for cat: they may be mislabelled" in page.text
+    assert (
+        "2 pictures in no group: models that did not train on them agree on another class, most often cat (1)"
+        in page.text
+    )
     assert "12 pictures labelled cat have it, 11 of them set aside." in page.text
     assert "take 97.3 % of them for cat; a model that did not see it: 0 %." in page.text
     assert "These models have not learned it" in page.text
     assert "<i>dog</i>" in page.text
-    shown = triggers(Findings.read(made.folder))
-    assert [len(one["members"]) for one in shown] == [5, 5]
+    shown = belonging(Findings.read(made.folder))
+    assert [len(one["members"]) for one in shown] == [5, 5, 7, 0, 2, 0]
+    assert [bool(one["uri"]) for one in shown] == [True, True, False, False, False, False]
+    assert [one["title"] for one in shown[2:]] == ["bird", "dog", "Probably mislabelled", "By themselves"]
     drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown[0]["uri"].partition(",")[2]))))
     assert (drawn[:6, :6] == 128).all(), "grey where nothing is changed"
     assert (drawn[6:, 6:] == 255).all()

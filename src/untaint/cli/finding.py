@@ -35,6 +35,7 @@ __all__ = ["probes", "report", "scan", "score"]
 SET_ASIDE = 3  # exit code with --check
 WIDTH = 100  # columns of running text
 MOST_TRIGGERS = 10  # that are printed
+MEANS = {"mislabelled": "probably mislabelled", "odd": "by themselves"}  # kinds of groups of no label
 
 
 def scan(
@@ -167,6 +168,19 @@ def _triggers(found: list[dict[str, Any]]) -> str:
     )
 
 
+def _others(groups: list[dict[str, Any]]) -> str:
+    """Say what is set aside without a recovered trigger."""
+    said = []
+    for one in groups:
+        if one["trigger"] is None and one["kind"] in ("trigger", "alike"):
+            works = "that one trigger binds" if one["kind"] == "trigger" else "that are alike"
+            said.append(f"{one['rows']:,} pictures labelled {one['label']} {works}")
+    left = {one["kind"]: one["rows"] for one in groups if one["label"] is None}
+    said = said[:MOST_TRIGGERS] + ([f"{len(said) - MOST_TRIGGERS} groups more"] if len(said) > MOST_TRIGGERS else [])
+    said += [f"{many:,} {MEANS[kind]}" for kind, many in left.items()]
+    return f"Without a recovered trigger: {'; '.join(said)}." if said else ""
+
+
 def _tell(result: Result, as_json: bool, check: bool) -> int:
     """Print what was found and what to do next."""
     summary = result.summary
@@ -184,6 +198,8 @@ def _tell(result: Result, as_json: bool, check: bool) -> int:
             print(terminal.table(("class", "pictures", "set aside", "share"), lines))
         if summary["triggers"]:
             print(_triggers(summary["triggers"]))
+        if others := _others(summary["groups"]):
+            print(textwrap.fill(others, WIDTH), end="\n\n")
         if summary["unreadable"]:
             print(f"{summary['unreadable']} pictures could not be read: {result.run / 'unreadable.txt'}")
         print(textwrap.fill(summary["rule"]["note"], WIDTH), end="\n\n")

@@ -38,6 +38,10 @@ class Folded:
         own = self.mask[rows][:, None]
         return np.where(own, self.first.block(observable, rows, epochs), self.second.block(observable, rows, epochs))
 
+    def predicted(self) -> NDArray[np.int32]:
+        """Return the class predicted at the last epoch, of each row by its own watcher: int32 (rows,), -1 where not seen."""
+        return np.where(self.mask, self.first.predicted(), self.second.predicted()).astype(np.int32)
+
     def blocks(
         self, observable: Observable, epochs: Sequence[int] | None = None, size: int = BLOCK
     ) -> Iterator[tuple[slice, NDArray[np.float32]]]:

@@ -27,7 +27,7 @@ from untaint.examples import Examples
 from untaint.models.build import build
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
-from untaint.scores import Rule, Scores, Verdict
+from untaint.scores import Group, Rule, Scores, Verdict
 from untaint.training import checkpoint
 from untaint.training.device import Trial, device, keyed, trial
 from untaint.training.features import features
@@ -243,6 +243,10 @@ class Detector(Defense):
         finite = np.sort(scores.values[np.isfinite(scores.values)])
         below = np.searchsorted(finite, scores.values[rows]) / max(1, len(finite))
         return [f"more suspicious than {share:.1%} of the pictures" for share in below]
+
+    def groups(self, scores: Scores, verdict: Verdict, task: Task) -> tuple[Group, ...]:
+        """Return who of those set aside belongs together, and whether a trigger binds them; nothing from detectors that do not look into it."""
+        return ()
 
     def limits(self) -> list[str]:
         """Return what this detector cannot tell, in sentences for people."""

@@ -33,15 +33,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.defenses._figures import beside_probes, bounded, largest, ranked, scaled
+from untaint.defenses._folded import Folded
+from untaint.defenses._groups import Answers, grouped
 from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
 from untaint.defenses._view import View
 from untaint.defenses.base import Detector, Task
 from untaint.errors import SpecError
 from untaint.recipe import Preset, Recipe
-from untaint.scores import Scores
+from untaint.scores import Group, Scores, Verdict
 from untaint.training.loop import Watch
-from untaint.trajectories import Trajectories
+from untaint.trajectories import Trajectories, epoch_files
 
 __all__ = ["CrossExamination"]
 
@@ -170,6 +172,24 @@ class CrossExamination(Detector):
 
     def _counts(self, sign: str) -> bool:
         return not sign.startswith(self.without) and not (self.without == "company" and sign.endswith(COMPANY))
+
+    def groups(self, scores: Scores, verdict: Verdict, task: Task) -> tuple[Group, ...]:
+        """Return who of those set aside belongs together, as the watchers see and answer; of models that are there."""
+        first, scratch = task.first_half(), task.scratch
+        halves = [[scratch / f"{name}-{half}" for half in "ab"] for name in self.views(task)]
+        told = Answers(
+            watchers=[
+                Folded(Trajectories(b / "trajectories"), Trajectories(a / "trajectories"), first).predicted()
+                for a, b in halves
+            ],
+            witness=Trajectories(scratch / "witness" / "trajectories").predicted(),
+            trusted=scores.parts["trusted"] > 0,
+        )
+        views = [[path for folder in both for path in epoch_files(folder / "features")] for both in halves]
+        rows = np.setdiff1d(task.examples.rows, task.outside)
+        rejected = np.intersect1d(np.flatnonzero(verdict.rejected), rows)
+        kept, labels = np.setdiff1d(rows, rejected), task.examples.labels
+        return grouped(rejected, kept, labels, scores.triggers, views, told, self.neighbours, task.seed)
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row which signs speak against it, the strongest first."""

@@ -16,12 +16,12 @@ from scipy import special
 from untaint import run
 from untaint.errors import InputError
 from untaint.report import charts, lines, words
+from untaint.report.belonging import belonging
 from untaint.report.marks import key_line
 from untaint.report.pictures import data_uris
 from untaint.report.reading import Findings, Table
 from untaint.report.rendering import render
 from untaint.report.selection import Selection, select
-from untaint.report.triggers import triggers
 
 __all__ = ["write_report"]
 
@@ -71,7 +71,7 @@ def _content(findings: Findings, chosen: Selection) -> dict[str, Any]:
         "bars": findings.per_class[:BARS],
         "more_bars": findings.per_class[BARS:],
         "histogram": charts.histogram(table.score, table.rejected, table.probe, findings.threshold),
-        "triggers": triggers(findings),
+        "belonging": belonging(findings),
         "groups": _groups(findings, chosen, pictures),
         "pictures": pictures,
         "uris": uris,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,7 @@ _NEEDED = ("row", "key", "label", "score", "p_value", "rank", "verdict", "probe"
 _ABSENT: Mapping[str, Any] = {  # what the page takes where the summary is silent
     **dict.fromkeys(("rows", "unreadable"), 0),
     **dict.fromkeys(("preset", "hardware", "next"), ""),
-    **dict.fromkeys(("class_names", "per_class", "stages", "limits", "triggers"), ()),
+    **dict.fromkeys(("class_names", "per_class", "stages", "limits", "triggers", "groups"), ()),
     **dict.fromkeys(("rule", "counts", "versions"), MappingProxyType({})),
     "name": "run",
     "detector": "unknown",
@@ -98,12 +98,11 @@ class Table:
         """Whether each entry is a probe: bool."""
         return self._numbers("probe", "bool")
 
-    @cached_property
-    def trigger(self) -> NDArray[np.int64]:
-        """Number of the trigger that each entry has, from 1; 0: none: int64."""
-        if "in_trigger" not in self.data.column_names:
+    def member(self, of: Literal["trigger", "group"]) -> NDArray[np.int64]:
+        """Number of the trigger that each entry has, or of its group, from 1; 0: none: int64."""
+        if f"in_{of}" not in self.data.column_names:
             return np.zeros(len(self), dtype=np.int64)
-        return self._numbers("in_trigger", "int64")
+        return self._numbers(f"in_{of}", "int64")
 
     @cached_property
     def classes(self) -> NDArray[np.int64]:
