@@ -16,7 +16,8 @@ import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
 from untaint.defenses import Task
-from untaint.defenses._pattern import NEAR, Pixels, _Class, directions_of, once_each, patterns, tail
+from untaint.defenses._pattern import Pixels, _Class, patterns
+from untaint.defenses._tails import NEAR, directions_of, once_each, tail
 from untaint.defenses.pattern import Pattern
 from untaint.errors import SpecError
 from untaint.examples import Examples

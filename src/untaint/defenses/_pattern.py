@@ -1,4 +1,4 @@
-"""Which pictures of a class share a pattern: the mathematics of ``pattern``, on pixels alone.
+"""Which pictures of a class share a pattern, by their pixels alone.
 
 What is laid over a picture moves it by about the same vector, whatever it shows. Pixels are first whitened: what
 is left of a picture after its class's mean has variance one in every direction, so that faint stripes, which pictures
@@ -20,22 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from untaint import rng
+from untaint.defenses._tails import Side, apart, directions_of, measured, once_each, tail
 from untaint.defenses.base import Task
 from untaint.examples import Examples
 from untaint.training.device import device
 
-__all__ = [
-    "DIRECTIONS",
-    "SIDE",
-    "Found",
-    "Pixels",
-    "SharedPattern",
-    "Tail",
-    "directions_of",
-    "once_each",
-    "patterns",
-    "tail",
-]
+__all__ = ["DIRECTIONS", "HALFWAY", "LEAST", "SIDE", "Found", "Pixels", "SharedPattern", "patterns"]
 
 DIRECTIONS = 16  # that are looked along in each class
 SIDE = 32  # pixels: larger pictures are averaged down
@@ -44,23 +34,13 @@ BLOCK = 2_000  # pictures read at a time
 MOST = 5_000  # rows of a class by which its directions are found
 OTHERS = 8_000  # rows of other classes with which a class is compared
 FEWEST = 20  # a class with fewer rows has no patterns
-TURNS = 8  # of the search for directions
 FIGURES = ("excess", "alike", "expected", "deviations")  # of each row
 SPARE = 10  # directions more than are asked for, dropped afterwards
-ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
-LIKELIER = 10.0  # times as many as are to be expected must be there for rows further in than the most telling place to have it too
 AGAIN = 2  # times that a pattern is looked at along the mean of those who have it
-SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
 HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it comes by degrees
 DEGREES = 0.5  # what the excess of a pattern that comes by degrees counts
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
-AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
 TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
-STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
-NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
-NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
-VOUCHED = 3  # so many probes of a class can say where its middle is
-APART = 4.0  # deviations from its median by which they are believed: three probes are often wrong by two
 
 
 @dataclass(frozen=True)
@@ -112,20 +92,6 @@ class Pixels:
         total.diagonal().add_(FAINT)
         factor: Tensor = torch.linalg.cholesky(total)
         return factor
-
-
-@dataclass(frozen=True)
-class Tail:
-    """How far out in a tail each row is.
-
-    ``excess``: the logarithm of how many times as many rows lie at least as far out as are to be expected there.
-    ``alike``: how many do, and ``expected``. All (rows,). ``cut``: the deviations from which on rows are taken to have what makes the tail.
-    """
-
-    excess: NDArray[np.float32]
-    alike: NDArray[np.float32]
-    expected: NDArray[np.float32]
-    cut: float
 
 
 @dataclass(frozen=True)
@@ -274,7 +240,7 @@ class _Class:
         for rows in (self.others, self.probes):
             parts = [(table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)]
             seen.append(np.concatenate([np.empty((0, along.shape[1]), np.float32), *parts]))
-        far, theirs, vouched = _measured(mine.cpu().numpy(), *seen)
+        far, theirs, vouched = measured(mine.cpu().numpy(), *seen)
         counted = counts.cpu().numpy()
         return [
             [
@@ -299,29 +265,6 @@ class _Class:
         return total.div_(length)
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side of a direction: how far to it each member of a class is, in deviations from the middle, and its tail."""
-
-    deviations: NDArray[np.float32]
-    tail: Tail
-
-    def having(self) -> NDArray[np.int64]:
-        """Return the places of those who have what makes the tail, less stragglers."""
-        outermost = np.flatnonzero(self.deviations >= self.tail.cut)
-        place = self.deviations[outermost]
-        middle = np.median(place)
-        width = 1.4826 * np.median(np.abs(place - middle))
-        having: NDArray[np.int64] = outermost[place >= middle - STRAGGLING * max(width, NARROW)]
-        return having
-
-    def between(self) -> float:
-        """Return how many members lie about halfway out to those who have it, for each that lies near these."""
-        middle = np.median(self.deviations[self.deviations >= self.tail.cut])
-        halfway, near = (int(np.count_nonzero(np.abs(self.deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
-        return halfway / max(1, near)
-
-
 def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]], list[SharedPattern]]:
     """Return the most telling tail of each member of a class, and the patterns that there are.
 
@@ -335,7 +278,7 @@ def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]
         made_of = [side.having() for side in found]
         found = [side for (side,) in one.tails(one.means(made_of), made_of)] if found else []
         plain += [side for side in found if side.tail.excess.max() < LEAST]
-        found = _apart([side for side in found if side.tail.excess.max() >= LEAST])
+        found = apart([side for side in found if side.tail.excess.max() >= LEAST])
     best = {name: np.zeros(len(one.members), np.float32) for name in FIGURES}
     counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in found]
     for side, count in zip(plain + found, counts, strict=True):
@@ -350,16 +293,6 @@ def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]
         for name, values in told.items():
             best[name][more] = values[more]
     return best, [_pattern(one.pixels, one.members, side) for side in found]
-
-
-def _apart(sides: Sequence[Side]) -> list[Side]:
-    """Return sides less those whose rows are largely those of one with more excess."""
-    kept: list[tuple[Side, NDArray[np.int64]]] = []
-    for side in sorted(sides, key=lambda side: -float(side.tail.excess.max())):
-        own = side.having()
-        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in kept):
-            kept.append((side, own))
-    return [side for side, _ in kept]
 
 
 def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPattern:
@@ -385,98 +318,3 @@ def _whitened(table: Tensor, factor: Tensor) -> Tensor:
     """Return float32 (rows, width), in which what pictures have within their classes has variance one."""
     whitened: Tensor = torch.linalg.solve_triangular(factor, table.T, upper=False)
     return whitened.T.contiguous()
-
-
-def once_each(points: Tensor, among: Tensor, along: Tensor, total: int, product: Tensor | None = None) -> Tensor:
-    """Return what each row counts along each direction, (rows, directions): near-duplicates share one count, by their squared cosines.
-
-    Cosines are of what rows have besides that direction: what is looked for makes no rows duplicates. ``among``: the rows that they may be
-    duplicates of, which stand for ``total``. ``along``: (width, directions), of length one. ``product``: of these and those, if known.
-    """
-    (own, lengths), (theirs, widths) = ((table @ along, table.square().sum(1)[:, None]) for table in (points, among))
-    left, right = (  # squared lengths besides the direction; nothing is taken to lie wholly along it
-        (square - part.square()).maximum(ALONG * square).clamp(min=1e-12)
-        for part, square in ((own, lengths), (theirs, widths))
-    )
-    product = points @ among.T if product is None else product
-    squared = product @ (theirs / right)  # of (product - own x theirs), over all of the others at once
-    squared = own.square() * (theirs.square() / right).sum(0) - 2 * own * squared
-    squared += product.square() @ (1 / right)
-    return 1 / (squared / left * (total / len(among))).clamp(min=1)
-
-
-def directions_of(points: Tensor, start: Tensor) -> Tensor:
-    """Return the directions in which rows of length one vary most, (width, directions), by subspace iteration.
-
-    ``start``: (width, directions), any. Each row counts by direction only: one odd picture makes no pattern.
-    """
-    table = points / points.norm(dim=1, keepdim=True).clamp(min=1e-6)
-    along: Tensor = start
-    for _ in range(TURNS):
-        along = torch.linalg.qr(table.T @ (table @ along)).Q
-    _, _, right = torch.linalg.svd(table @ along, full_matrices=False)
-    sorted_out: Tensor = along @ right.T
-    return sorted_out
-
-
-def _measured(
-    members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
-
-    The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
-    may be most of a class, but hardly of its probes.
-    """
-    usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
-    middle = np.median(members, axis=0)
-    away = np.abs(others - usual) if len(others) else np.abs(members - middle)
-    deviation = np.maximum(1.4826 * np.median(away, axis=0), NARROW)
-    if len(probes) >= VOUCHED:
-        vouched = np.median(probes, axis=0)
-        middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
-    return (
-        ((members - middle) / deviation).astype(np.float32),
-        ((others - usual) / deviation).astype(np.float32),
-        ((probes - middle) / deviation).astype(np.float32),
-    )
-
-
-def tail(
-    values: NDArray[np.float32],
-    weights: NDArray[np.float32],
-    others: NDArray[np.float32],
-    probes: NDArray[np.float32],
-) -> Tail:
-    """Return how far out each row is in the right tail of its class, along one direction.
-
-    ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
-    far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
-    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left. What is not so far out has
-    it too, as long as ten times as many are there as are to be expected.
-    """
-    order = np.argsort(-values, kind="stable")
-    sorted_values, counts, total = values[order], weights[order], float(weights.sum())
-    alike = np.cumsum(counts)
-    left = np.concatenate([[0.0], np.cumsum(counts[::-1])])  # counts from the leftmost row on
-    expected = left[np.searchsorted(np.sort(values), -sorted_values, side="right")]
-    for some in (others, probes):
-        if len(some):
-            beyond = len(some) - np.searchsorted(np.sort(some), sorted_values, side="left")
-            expected = np.maximum(expected, beyond * (total / len(some)))
-    ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
-    excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
-    place = _first_of_best(ratio, excess)
-    there: list[NDArray[np.float32]] = []
-    for made in (excess, alike[place], expected[place]):
-        there.append(np.empty(len(values), np.float32))
-        there[-1][order] = made
-    telling = int(np.flatnonzero(ratio >= ratio.max())[-1])
-    gain = (alike - LIKELIER * expected)[telling:]
-    cut = telling + int(np.flatnonzero(gain >= gain.max())[-1])
-    return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]))
-
-
-def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return for each row, from the outermost inwards, the index of the place further in that its excess is read off."""
-    index = np.where(ratio >= excess, np.arange(len(ratio)), len(ratio) - 1)
-    return np.minimum.accumulate(index[::-1])[::-1]

@@ -1,0 +1,170 @@
+"""Tails: how many rows of a class lie further out along a direction than should; the mathematics of patterns, on arrays alone.
+
+A pattern that a part of a class shares is a direction in which that class varies more than it should; along it, those rows are a
+tail that is on one side, that other classes do not have, and that the class's probes do not have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+__all__ = ["Side", "Tail", "apart", "directions_of", "measured", "once_each", "tail"]
+
+TURNS = 8  # of the search for directions
+ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
+LIKELIER = 10.0  # times as many as are to be expected must be there for rows further in than the most telling place to have it too
+SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
+AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
+STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
+NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
+NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
+VOUCHED = 3  # so many probes of a class can say where its middle is
+APART = 4.0  # deviations from its median by which they are believed: three probes are often wrong by two
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How far out in a tail each row is.
+
+    ``excess``: the logarithm of how many times as many rows lie at least as far out as are to be expected there.
+    ``alike``: how many do, and ``expected``. All (rows,). ``cut``: the deviations from which on rows are taken to have what makes the tail.
+    """
+
+    excess: NDArray[np.float32]
+    alike: NDArray[np.float32]
+    expected: NDArray[np.float32]
+    cut: float
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of a direction: how far to it each member of a class is, in deviations from the middle, and its tail."""
+
+    deviations: NDArray[np.float32]
+    tail: Tail
+
+    def having(self) -> NDArray[np.int64]:
+        """Return the places of those who have what makes the tail, less stragglers."""
+        outermost = np.flatnonzero(self.deviations >= self.tail.cut)
+        place = self.deviations[outermost]
+        middle = np.median(place)
+        width = 1.4826 * np.median(np.abs(place - middle))
+        having: NDArray[np.int64] = outermost[place >= middle - STRAGGLING * max(width, NARROW)]
+        return having
+
+    def between(self) -> float:
+        """Return how many members lie about halfway out to those who have it, for each that lies near these."""
+        middle = np.median(self.deviations[self.deviations >= self.tail.cut])
+        halfway, near = (int(np.count_nonzero(np.abs(self.deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
+        return halfway / max(1, near)
+
+
+def tail(
+    values: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    others: NDArray[np.float32],
+    probes: NDArray[np.float32],
+) -> Tail:
+    """Return how far out each row is in the right tail of its class, along one direction.
+
+    ``values``: of the class's rows, in deviations from its middle; ``weights``: what each of them counts. So many at least as
+    far out are expected as lie as far out on the left, as would if the class were like the ``others``, or like its
+    ``probes``: whichever is most. A row counts as being as far out as the most telling place to its left. What is not so far out has
+    it too, as long as ten times as many are there as are to be expected.
+    """
+    order = np.argsort(-values, kind="stable")
+    sorted_values, counts, total = values[order], weights[order], float(weights.sum())
+    alike = np.cumsum(counts)
+    left = np.concatenate([[0.0], np.cumsum(counts[::-1])])  # counts from the leftmost row on
+    expected = left[np.searchsorted(np.sort(values), -sorted_values, side="right")]
+    for some in (others, probes):
+        if len(some):
+            beyond = len(some) - np.searchsorted(np.sort(some), sorted_values, side="left")
+            expected = np.maximum(expected, beyond * (total / len(some)))
+    ratio = np.where(sorted_values > NEAR, np.log((alike + 1) / (expected + 1)), 0.0)
+    excess = np.maximum.accumulate(np.maximum(ratio, 0.0)[::-1])[::-1]
+    place = _first_of_best(ratio, excess)
+    there: list[NDArray[np.float32]] = []
+    for made in (excess, alike[place], expected[place]):
+        there.append(np.empty(len(values), np.float32))
+        there[-1][order] = made
+    telling = int(np.flatnonzero(ratio >= ratio.max())[-1])
+    gain = (alike - LIKELIER * expected)[telling:]
+    cut = telling + int(np.flatnonzero(gain >= gain.max())[-1])
+    return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]))
+
+
+def measured(
+    members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
+
+    The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
+    may be most of a class, but hardly of its probes.
+    """
+    usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
+    middle = np.median(members, axis=0)
+    away = np.abs(others - usual) if len(others) else np.abs(members - middle)
+    deviation = np.maximum(1.4826 * np.median(away, axis=0), NARROW)
+    if len(probes) >= VOUCHED:
+        vouched = np.median(probes, axis=0)
+        middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
+    return (
+        ((members - middle) / deviation).astype(np.float32),
+        ((others - usual) / deviation).astype(np.float32),
+        ((probes - middle) / deviation).astype(np.float32),
+    )
+
+
+def apart(sides: Sequence[Side]) -> list[Side]:
+    """Return sides less those whose rows are largely those of one with more excess."""
+    kept: list[tuple[Side, NDArray[np.int64]]] = []
+    for side in sorted(sides, key=lambda side: -float(side.tail.excess.max())):
+        own = side.having()
+        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in kept):
+            kept.append((side, own))
+    return [side for side, _ in kept]
+
+
+def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return for each row, from the outermost inwards, the index of the place further in that its excess is read off."""
+    index = np.where(ratio >= excess, np.arange(len(ratio)), len(ratio) - 1)
+    return np.minimum.accumulate(index[::-1])[::-1]
+
+
+def once_each(points: Tensor, among: Tensor, along: Tensor, total: int, product: Tensor | None = None) -> Tensor:
+    """Return what each row counts along each direction, (rows, directions): near-duplicates share one count, by their squared cosines.
+
+    Cosines are of what rows have besides that direction: what is looked for makes no rows duplicates. ``among``: the rows that they may be
+    duplicates of, which stand for ``total``. ``along``: (width, directions), of length one. ``product``: of these and those, if known.
+    """
+    (own, lengths), (theirs, widths) = ((table @ along, table.square().sum(1)[:, None]) for table in (points, among))
+    left, right = (  # squared lengths besides the direction; nothing is taken to lie wholly along it
+        (square - part.square()).maximum(ALONG * square).clamp(min=1e-12)
+        for part, square in ((own, lengths), (theirs, widths))
+    )
+    product = points @ among.T if product is None else product
+    squared = product @ (theirs / right)  # of (product - own x theirs), over all of the others at once
+    squared = own.square() * (theirs.square() / right).sum(0) - 2 * own * squared
+    squared += product.square() @ (1 / right)
+    return 1 / (squared / left * (total / len(among))).clamp(min=1)
+
+
+def directions_of(points: Tensor, start: Tensor) -> Tensor:
+    """Return the directions in which rows of length one vary most, (width, directions), by subspace iteration.
+
+    ``start``: (width, directions), any. Each row counts by direction only: one odd picture makes no pattern.
+    """
+    table = points / points.norm(dim=1, keepdim=True).clamp(min=1e-6)
+    along: Tensor = start
+    for _ in range(TURNS):
+        along = torch.linalg.qr(table.T @ (table @ along)).Q
+    _, _, right = torch.linalg.svd(table @ along, full_matrices=False)
+    sorted_out: Tensor = along @ right.T
+    return sorted_out
