@@ -10,10 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 import untaint as ut
 from untaint import Recipe, run, samples
-from untaint.defenses import Task
+from untaint.defenses import Task, cross_examination
 from untaint.defenses._folded import Folded
+from untaint.defenses._pattern import SharedPattern
+from untaint.defenses._recovered import Recovered
 from untaint.defenses._trust import trusted_rows
-from untaint.defenses._view import early_epochs, probe_distance
+from untaint.defenses._view import View, early_epochs, probe_distance
 from untaint.defenses.cross_examination import CrossExamination
 from untaint.errors import RunError, SpecError
 from untaint.progress import Silent
@@ -225,6 +227,39 @@ def test_the_planted_pictures_are_one_group_which_one_trigger_binds(found):
     assert (unnamed.kind, unnamed.trigger) == ("trigger", None), "known by what models say alone"
     assert np.isin(unnamed.rows, poison).mean() > 0.9
     assert unnamed.seen - unnamed.unseen > unnamed.usual
+
+
+def test_probes_with_an_unusual_pattern_are_none_with_whom_others_are_compared(found, monkeypatch):
+    here, _, judge, scores, _ = found
+    asked = []
+
+    def gather(task, name, recipe, count, probes):
+        asked.append(probes.tolist())
+        return real(task, name, recipe, count, probes)
+
+    real = View.gather
+    pattern = SharedPattern(
+        label=1,
+        excess=5.0,
+        between=0.1,
+        rows=here.probes[:9],
+        change=np.zeros((3, 16, 16), np.float32),
+        doubtful=here.probes[:0],
+        nearly=np.empty(0, np.float32),
+    )
+    unusual = Recovered(pattern, pattern.change, unusual=True, seen=0.0, unseen=0.0)
+    monkeypatch.setattr(View, "gather", gather)
+    monkeypatch.setattr(cross_examination, "shared", lambda task: [unusual])
+    other = judge.score(replace(here, train=False))
+    assert asked == [here.probes[9:].tolist()] * 2, "in both views"
+    assert (other.parts["trigger"][here.probes[:9]] == 4).all()
+    assert not np.array_equal(other.parts["distance"], scores.parts["distance"])
+    verdict = judge.decide(other, here)
+    assert not verdict.rejected[here.probes].any(), "they are kept all the same"
+    few = replace(unusual, pattern=replace(pattern, rows=here.probes[:-9]))
+    monkeypatch.setattr(cross_examination, "shared", lambda task: [few])
+    judge.score(replace(here, train=False))
+    assert asked[2:] == [here.probes.tolist()] * 2, "nine are too few to compare with"
 
 
 def test_probes_are_never_rejected_nor_forced_into_the_trusted_part(found):

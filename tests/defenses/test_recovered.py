@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 import small
+from untaint import samples
+from untaint.attacks import ATTACKS
 from untaint.defenses import Task, _recovered
 from untaint.defenses._pattern import LEAST, Found, SharedPattern, patterns
-from untaint.defenses._recovered import Recovered, keep, kept, recover, shared, success, triggers, unusual
+from untaint.defenses._recovered import Recovered, alone_in, keep, kept, recover, shared, success, triggers, unusual
 from untaint.errors import RunError
 from untaint.examples import Examples
+from untaint.poisoning import poison
 from untaint.progress import Silent
 from untaint.scores import Fraction
+from untaint.sources import load
 
 SIDE = 8
 STRIPES = 6 * np.where(np.arange(SIDE) % 2, 1, -1)
@@ -227,6 +231,20 @@ def test_probes_with_an_unusual_pattern_do_not_vouch_for_it(tmp_path, monkeypatc
     assert asked[2:] == [[[]]], "without probes it is looked once"
     shared(replace(here, scratch=tmp_path / "others", probes=np.arange(400, 500)))
     assert asked[3:] == [[[], list(range(400, 500))]], "no probe has it"
+
+
+def test_poisoned_probes_hide_no_trigger_on_photographs(tmp_path):
+    attack = ATTACKS.build("sinusoid:target=airplane,class-rate=0.2")
+    dirty, ledger = poison(load(samples.path()), [attack], seed=0)
+    bad, generator = ledger.poisoned(), np.random.default_rng(0)
+    good = generator.choice(np.setdiff1d(dirty.rows, bad), 220, replace=False)
+    here = task(tmp_path, dirty, probes=np.sort(np.r_[good, generator.choice(bad, 30, replace=False)]))
+    (vouched,) = patterns(here, [here.probes])
+    assert not any(alone_in(vouched)), "30 probes with stripes say that stripes are natural"
+    (only,) = [own for own in shared(here) if own.unusual]
+    assert only.pattern.label == dirty.class_names.index("airplane")
+    assert np.isin(bad, only.pattern.rows).mean() > 0.95
+    assert np.isin(only.pattern.rows, bad).mean() > 0.95
 
 
 def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
