@@ -10,19 +10,26 @@ from _words import on_probes, on_resnet18, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
-from untaint.bench.groups import Result, attackers, grouped, labels
+from untaint.bench.groups import Group, Result, attackers, grouped, labels
 from untaint.bench.pictures import draw
 from untaint.bench.runner import results_of
 from untaint.bench.table import render
 
 ROOT = Path(__file__).parents[1]
 PLOTS = ROOT / "docs" / "plots"
-TABLE_ONLY = ("paper-score", "clean", "probes", "examination")  # grids shown in a table of their own, without plots
 KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
 WORDS = {"cpu": what_it_says, "resnet18": on_resnet18, "probes": on_probes}
+DETECTED = [
+    "AUROC",
+    "worst attack",
+    "TPR at 1 % FPR",
+    "poison set aside",
+    "clean set aside",
+    "of these attacks less than nine in ten",
+]
 OPTIMIZERS = {"muon": "Muon", "adamw": "AdamW", "sgd": "SGD"}
 RECORDINGS = (
     "With either recipe of the small proxy, more pictures (and so more steps) make the paper's score worse, and worst at triggers that are easily learned, such as the patch "
@@ -41,20 +48,14 @@ def benchmark(path: Path) -> str:
     if not found:
         return ""
     machines = sorted({result["hardware"] for result in found})
-    if grid.name in TABLE_ONLY:
-        parts = [
-            {"paper-score": recordings, "clean": alarms}.get(grid.name, detected)(found),
-            WORDS[grid.name](found) if grid.name in WORDS else "",
-        ]
+    if grid.name in TABLES:
+        tables = [TABLES[grid.name](found)]
     else:
-        parts = [
-            render(found, "markdown"),
-            render(found, "markdown", per_attack=True).partition("Beware:")[0],
-            shown(grid.name),
-            WORDS[grid.name](found) if grid.name in WORDS else "",
-        ]
+        per_attack = render(found, "markdown", per_attack=True).partition("Beware:")[0]
+        tables = [render(found, "markdown"), per_attack, shown(grid.name)]
+    words = WORDS[grid.name](found) if grid.name in WORDS else ""
     said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}."
-    return "\n\n".join([f"## {grid.title}", said, *parts]).strip()
+    return "\n\n".join([f"## {grid.title}", said, *tables, words]).strip()
 
 
 def recordings(found: Sequence[Result]) -> str:
@@ -109,44 +110,106 @@ def alarms(found: Sequence[Result]) -> str:
 
 
 def detected(found: Sequence[Result]) -> str:
-    """One line for each setting: how well poison is told from the rest, and who is set aside."""
+    """One line for each setting and detector: how well poison is told from the rest, and who is set aside."""
+    groups = [group for group in grouped(found) if group.defence != "none"]
+    several, noisy = (
+        len({group.called for group in groups}) > 1,
+        any("label noise" in one["detection"] for one in found),
+    )
+    rows = []
+    for group in groups:
+        for result in group.finished:
+            named = [f"{group.title}, seed {result['origin']['setting']['seed']}", group.called]
+            if not noisy:
+                rows.append([*named[: 1 + several], *_detected(group, result)])
+                continue
+            wrong = result["detection"].get("label noise", {}).get("rows", 0)
+            aside = f"{result['removal']['label noise']:,} of {wrong:,}" if wrong else ""
+            rows.append([*named[: 1 + several], *_detected(group, result), aside])
+    head = [*("setting", "detector")[: 1 + several], *DETECTED, *(["wrong labels set aside"] if noisy else [])]
+    return table(head, rows)
+
+
+def _detected(group: Group, result: Result) -> list[str]:
+    """The figures of one result, as DETECTED names them."""
+    every, removal = result["detection"], result["removal"]
+    poisoned = sum(result["poisoned"].values())
+    aside = [f"{removal['poisoned']:,} of {poisoned:,}", f"{removal['clean']:,}"]
+    if not poisoned:
+        return ["", "", "", *aside, ""]
+    names = dict(zip(result["poisoned"], labels(attackers([group])), strict=True))
+    worst = min(names, key=lambda name: every[name]["auroc"])
+    missed = [
+        f"{names[name]} {count} of {result['poisoned'][name]}"
+        for name, count in removal["per attack"].items()
+        if count < 0.9 * result["poisoned"][name]
+    ]
+    return [
+        f"{every['all']['auroc']:.4f}",
+        f"{every[worst]['auroc']:.3f} ({names[worst]})",
+        f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
+        *aside,
+        "; ".join(missed),
+    ]
+
+
+def parts(found: Sequence[Result]) -> str:
+    """One line for each detector of the one setting of a grid: how well it does over all attacks, and by attack."""
+    groups = grouped(found)
+    names = dict(zip(groups[0].finished[0]["poisoned"], labels(attackers(groups)), strict=True))
+    rows = []
+    for group in groups:
+        result = group.finished[0]
+        every, removal = result["detection"], result["removal"]
+        rows.append(
+            [
+                group.called,
+                f"{every['all']['auroc']:.4f}",
+                f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
+                f"{removal['poisoned']:,}",
+                f"{removal['clean']:,}",
+                *(f"{every[name]['auroc']:.3f}" for name in names),
+            ]
+        )
+    poisoned = sum(groups[0].finished[0]["poisoned"].values())
+    head = ["", "AUROC", "TPR at 1 % FPR", f"set aside of {poisoned:,} poisoned", "others set aside", *names.values()]
+    return f"{groups[0].title}; the last columns are AUROC by attack.\n\n{table(head, rows)}"
+
+
+def costs(found: Sequence[Result]) -> str:
+    """One line for each number of epochs and each detector: what its models cost, and how well it does."""
     rows = []
     for group in grouped(found):
-        for result in group.finished if group.defence != "none" else ():
+        for result in group.finished:
             every, removal = result["detection"], result["removal"]
-            names = dict(zip(result["poisoned"], labels(attackers([group])), strict=True))
-            worst = min((name for name in every if name != "all"), key=lambda name: every[name]["auroc"])
-            missed = [
-                f"{names[name]} {count} of {result['poisoned'][name]}"
-                for name, count in removal["per attack"].items()
-                if count < 0.9 * result["poisoned"][name]
-            ]
+            own = [cost["core_seconds"] for cost in result["stages"].values()]
             rows.append(
                 [
-                    f"{group.title}, seed {result['origin']['setting']['seed']}",
+                    str(result["origin"]["watch"]["epochs"]) if own else "none",
+                    group.called,
+                    f"{sum(own) / 60:.1f}",
                     f"{every['all']['auroc']:.4f}",
-                    f"{every[worst]['auroc']:.3f} ({names[worst]})",
                     f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
                     f"{removal['poisoned']:,} of {sum(result['poisoned'].values()):,}",
-                    f"{removal['rejected'] - removal['poisoned']:,}",
-                    "; ".join(missed),
+                    f"{removal['clean']:,}",
                 ]
             )
+    rows.sort(key=lambda row: (row[1], float(row[2])))
     head = [
-        "setting",
+        "epochs",
+        "",
+        "processor minutes of its models",
         "AUROC",
-        "worst attack",
         "TPR at 1 % FPR",
         "poison set aside",
         "others set aside",
-        "of these attacks less than nine in ten",
     ]
     return table(head, rows)
 
 
 def plots(path: Path) -> None:
     """Draw the settings of one grid file that have several attackers, for the page to show."""
-    if path.stem not in TABLE_ONLY:
+    if path.stem not in TABLES:
         grid = read_grid(path)
         found = results_of(grid, ROOT / "results" / grid.name)
         draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name, KINDS)
@@ -156,3 +219,12 @@ def shown(name: str) -> str:
     """The plots of one grid file."""
     paths = sorted((PLOTS / name).glob("*.svg"))
     return "\n\n".join(f"![{KINDS[path.stem.rpartition('-')[2]]}]({path.relative_to(PLOTS.parent)})" for path in paths)
+
+
+TABLES = {  # of grids that are shown in a table of their own, without plots
+    "paper-score": recordings,
+    "clean": alarms,
+    "ablation": parts,
+    "cost": costs,
+    **dict.fromkeys(("probes", "examination", "robustness"), detected),
+}

@@ -26,7 +26,7 @@ from untaint.findings import left_out
 from untaint.probing import suggest_probes, with_probes
 from untaint.progress import Silent
 from untaint.report.marks import write_marks
-from untaint.scores import Above, Fraction, Group, KeepPerClass, Scores, Trigger
+from untaint.scores import Above, Fraction, Group, KeepPerClass, Scores, Trigger, rule_text
 
 PROBES = np.arange(0, 90, 4)
 AWKWARD = ["two\nlines", 'a "quoted" one', "\ttabbed ", "#hash", "<script>", "ünï/çødé", " ", '"', "nul\x00", "\u2028"]
@@ -467,6 +467,34 @@ def test_probes_with_a_trigger_are_kept_but_vouch_for_nothing(tmp_path):
     verdict = BaDLoss().decide(Scores(values=values, name="made up", triggers=(trigger,)), task)
     assert asked == [[False] * (len(PROBES) - 3) + [True] * 3]
     assert not verdict.rejected[PROBES].any()
+
+
+@pytest.mark.parametrize(
+    ("given", "keep", "expected"),
+    [
+        ("false-discovery:q=0.2", None, "false-discovery:q=0.2,keep=0.05"),
+        ("false-discovery:keep=0", None, "false-discovery:keep=0.0"),
+        ("false-discovery:q=0.2", 0.3, "false-discovery:q=0.2,keep=0.3"),
+        ("fraction:share=0.9", None, "fraction:share=0.9"),
+        ("above:score=1", 0.5, "above:score=1.0,keep=0.5"),
+    ],
+)
+def test_a_rule_that_decides_how_many_go_leaves_no_class_without_pictures(given, keep, expected):
+    rule = scanning.rule_of(given, keep)
+    assert rule_text(rule) == expected
+    assert scanning.rule_of(expected, None) == rule
+
+
+def test_a_class_that_scores_like_poison_as_a_whole_is_not_lost(tmp_path):
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 200)
+    values = generator.normal(size=800).astype(np.float32)
+    values[labels == 3] += 30
+    verdict = scanning.rule_of("false-discovery", None).decide(
+        Scores(values=values, name="made up"), labels=labels, probes=np.empty(0, np.int64)
+    )
+    assert np.count_nonzero(verdict.rejected & (labels == 3)) == 190
+    assert "10 of them were reinstated so that every class keeps at least 5%" in verdict.note
 
 
 def test_groups_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):

@@ -29,13 +29,14 @@ from untaint.probing import with_probes
 from untaint.progress import Progress, Silent
 from untaint.recipe import Preset, preset
 from untaint.remembering import remember
-from untaint.scores import KeepPerClass, Rule, parse_rule, rule_text
+from untaint.scores import FalseDiscovery, KeepPerClass, Rule, parse_rule, rule_text
 from untaint.sources import load
 from untaint.training.device import Trial, device
 from untaint.training.loop import fit
 
 __all__ = ["detector_of", "rule_of", "scan", "train"]
 
+KEPT = 0.05  # of each class, whatever false-discovery says, unless another share is asked for
 FEWEST = 500  # pictures: of fewer, models of a few epochs learn next to nothing
 
 
@@ -67,7 +68,7 @@ def scan(
         preset: ``fast`` (cross-examination with the small proxy) or ``paper`` (BaDLoss as published).
         detector: another detector, ``name:key=value,...``; one that has a usual rule decides by that unless ``reject`` is given.
         reject: the rule that decides, ``false-discovery:q=0.1``, ``fraction:share=0.4``, ``gap``, ``above:score=3``.
-        keep_per_class: a share of each class that is kept whatever the rule says.
+        keep_per_class: a share of each class that is kept whatever the rule says; with ``false-discovery``, 0.05 if nothing is given.
         retrain: False leaves out the clean model.
         marks: a file of pictures that somebody marked fine or poison in the report.
         model: makes an untrained network of your own, instead of the preset's.
@@ -205,6 +206,11 @@ def detector_of(given: str | Detector) -> Detector:
 
 
 def rule_of(given: str | Rule, keep_per_class: float | None) -> Rule:
-    """Return the rule of that text, or the one given; it keeps a share of each class if asked to."""
+    """Return the rule of that text, or the one given; it keeps a share of each class if asked to.
+
+    One that decides by itself how many go leaves no class without pictures.
+    """
     made = parse_rule(given) if isinstance(given, str) else given
+    if keep_per_class is None and isinstance(made, FalseDiscovery):
+        keep_per_class = KEPT
     return made if keep_per_class is None else KeepPerClass(rule=made, at_least=keep_per_class)

@@ -41,6 +41,8 @@ def test_headline(rejected, said):
     ("rule", "rejected", "said"),
     [
         ("false-discovery:q=0.1", 412, "about 41 of these 412 are clean"),
+        ("false-discovery", 412, "up to 10\N{NO-BREAK SPACE}% of what it sets aside be mistakes"),
+        ("false-discovery:keep=0.05", 412, "about 41 of these 412 are clean"),
         ("false-discovery:q=0.1", 3, "perhaps one of these is clean"),
         ("false-discovery:q=0.1", 0, "no proof"),
         ("fraction:share=0.4", 40, "fixed share"),

@@ -22,7 +22,10 @@ Reject = Annotated[
     str | None,
     option("The rule that decides, such as fraction:share=0.4 or gap; see `untaint list rules`.", "RULE"),
 ]
-KeepPerClass = Annotated[float | None, option("Keep at least this share of each class, such as 0.2.", "SHARE")]
+KeepPerClass = Annotated[
+    float | None,
+    option("Keep at least this share of each class, such as 0.2; with false-discovery, 0.05 if not given.", "SHARE"),
+]
 Marks = Annotated[Path | None, option("Pictures marked fine or poison in a report; obeyed.", "FILE")]
 Model = Annotated[str | None, option("proxy, proxy-wide, or a name of torchvision or timm.", "NAME")]
 Precision = Annotated[

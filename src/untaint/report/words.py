@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from untaint import spec
 from untaint.errors import SpecError
+from untaint.scores import FalseDiscovery, KeepPerClass, parse_rule
 
 __all__ = ["certainty", "clock", "count", "headline", "number", "p_text", "share", "shown", "where"]
 
@@ -107,18 +107,19 @@ def headline(rows: int, rejected: int, per_class: Sequence[Mapping[str, Any]]) -
 def certainty(rule: str, rejected: int) -> str:
     """Say what the rule's number promises about the rejected pictures: one sentence, empty for an unknown rule."""
     try:
-        name, options = spec.parse(rule)
-        value = float(options.get("q", options.get("share", "nan")))
-    except (SpecError, ValueError):
+        known = parse_rule(rule)
+    except SpecError:
         return ""
-    if name == "false-discovery" and rejected and 0 < value < 1:
-        wrong = max(1, round(value * rejected))
+    own = known.rule if isinstance(known, KeepPerClass) else known
+    name = rule.partition(":")[0]
+    if isinstance(own, FalseDiscovery) and rejected:
+        wrong = max(1, round(own.q * rejected))
         expected = (
             f"up to about {count(wrong)} of these {count(rejected)} are"
-            if rejected > 1 / value
+            if rejected > 1 / own.q
             else "perhaps one of these is"
         )
-        return f"The rule lets up to {share(value)} of what it sets aside be mistakes: expect that {expected} clean."
+        return f"The rule lets up to {share(own.q)} of what it sets aside be mistakes: expect that {expected} clean."
     if name == "false-discovery" and not rejected:
         return "That is no proof that nothing is poisoned: only that nothing stood out beyond doubt."
     if name == "fraction" and rejected:
