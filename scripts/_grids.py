@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _markdown import table
-from _words import on_probes, on_resnet18, what_it_says
+from _words import on_models, on_probes, on_resnet18, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -21,7 +21,7 @@ KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
-WORDS = {"cpu": what_it_says, "resnet18": on_resnet18, "probes": on_probes}
+WORDS = {"cpu": what_it_says, "resnet18": on_resnet18, "probes": on_probes, "examination": on_models, "adaptive": on_models}
 DETECTED = [
     "AUROC",
     "worst attack",
@@ -226,5 +226,5 @@ TABLES = {  # of grids that are shown in a table of their own, without plots
     "clean": alarms,
     "ablation": parts,
     "cost": costs,
-    **dict.fromkeys(("probes", "examination", "robustness"), detected),
+    **dict.fromkeys(("probes", "examination", "robustness", "adaptive"), detected),
 }

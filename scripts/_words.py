@@ -198,6 +198,24 @@ def on_probes(found: Sequence[Result]) -> str:
     )
 
 
+def on_models(found: Sequence[Result]) -> str:
+    """What models do that were trained on everything, and on what cross-examination kept."""
+    groups = grouped([result for result in found if "model" in result])
+    said = []
+    for title in dict.fromkeys(group.title for group in groups):
+        own = Figures.of(groups, title)
+        if {"none", CROSS} <= set(own.own):
+            before, after = own.own["none"], own.own[CROSS]
+            each = [
+                f"{own.called[text]} {100 * fmean(rate(before, name)):.0f} to {100 * fmean(rate(after, name)):.0f} %"
+                for name, text in zip(before.finished[0]["poisoned"], attackers([before]), strict=True)
+            ]
+            said.append(
+                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after cross-examination {own.asr(CROSS):.1f} %, {own.points(CROSS)}. By attack: {', '.join(each)}."
+            )
+    return "\n\n".join(said)
+
+
 def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:
     """The triggers that fool a model which never saw poison: attack, target, success rate, seed."""
     called = dict(zip(oracle.finished[0]["poisoned"], labels(attackers([oracle])), strict=True))
