@@ -26,6 +26,7 @@ from untaint.scores import Group, Trigger
 __all__ = ["Answers", "grouped"]
 
 FEWEST = 8  # rows that make a group
+MOST = 20_000  # rows of a class, of which fewer are kept ones where there are more
 CLUSTERS = 25  # of clean pictures, in each view, with which a group is compared
 KINDS = ("trigger", "alike", "mislabelled", "odd")
 CAUSED = 0.3  # by so much more often at least must the label of a group come out
@@ -73,9 +74,10 @@ def grouped(
     found, alone = [], [np.empty(0, np.int64)]
     for label in np.unique(labels[rejected]).tolist():
         own, others = (rows[labels[rows] == label] for rows in (rejected, kept))
-        members = np.union1d(own, others)
+        beside = rng.choose(seed, "defenses/groups/beside", others, max(0, MOST - len(own)))
+        members = np.union1d(own, beside)
         tables = [(members, side_by_side(files, members)) for files in views if len(files)]
-        clean = others[~told.trusted[others]]
+        clean = beside[~told.trusted[beside]]
         parts, left = _parts(own, label, triggers, _components(own, tables, count))
         alone.append(left)
         for rows, trigger in parts:
