@@ -105,7 +105,7 @@ def test_rows_of_a_pattern_are_judged_by_the_mean_of_the_others_of_them():
     points = torch.linalg.solve_triangular(factor, pixels.read(members).T, upper=False).T
     one = _Class.of(pixels, factor, members, np.arange(50, 60), members)
     own = np.array([3, 7, 20, 31])
-    ((side,),) = one.tails(one.means([own]), [own])
+    ((side, *_),) = one.tails(one.means([own]), [own])
     table = points.double().numpy()
     mean = table[own].mean(0)
     by_hand = table @ mean

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from untaint import rng
-from untaint.defenses._tails import Side, apart, directions_of, measured, once_each, tail
+from untaint.defenses._tails import LEAST, Side, apart, directions_of, once_each, sides_of
 from untaint.defenses.base import Task
 from untaint.examples import Examples
 from untaint.training.device import device
@@ -39,7 +39,6 @@ SPARE = 10  # directions more than are asked for, dropped afterwards
 AGAIN = 2  # times that a pattern is looked at along the mean of those who have it
 HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it comes by degrees
 DEGREES = 0.5  # what the excess of a pattern that comes by degrees counts
-LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
 TELLING = 0.05  # variance of pictures in a direction in which half of a change is taken for a trigger's
 
 
@@ -100,7 +99,7 @@ class SharedPattern:
 
     ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
     it, for each of these that lies near their median. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
-    by how much their pictures differ from the rest of the class. ``doubtful``: rows in its tail that are not so far out, int64, and
+    by how much their pictures differ from the rest of the class. ``most``: they are most of the class. ``doubtful``: rows in its tail that are not so far out, int64, and
     ``nearly``: their excess as a part of the whole, float32.
     """
 
@@ -111,6 +110,7 @@ class SharedPattern:
     change: NDArray[np.float32]
     doubtful: NDArray[np.int64]
     nearly: NDArray[np.float32]
+    most: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class _Class:
             yield part, _whitened(self.pixels.read(self.members[part]), self.factor)
 
     def tails(self, along: Tensor, made_of: Sequence[NDArray[np.int64]] | None = None) -> list[list[Side]]:
-        """Return both sides of each direction, (width, directions) of length one.
+        """Return the sides of each direction, (width, directions) of length one.
 
         ``made_of``: places among the members whose mean each direction is: they are judged by the mean of the others of them, and
         right sides alone are looked at.
@@ -236,22 +236,27 @@ class _Class:
             own = torch.from_numpy(places).to(along.device)
             many, length = len(places), mine[own, index].mean().clamp(min=1e-6)  # of the mean that the direction is
             mine[own, index] = (many * mine[own, index] - squares[own] / length) / max(1, many - 1)
-        seen = []
-        for rows in (self.others, self.probes):
-            parts = [(table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)]
-            seen.append(np.concatenate([np.empty((0, along.shape[1]), np.float32), *parts]))
-        far, theirs, vouched = measured(mine.cpu().numpy(), *seen)
-        counted = counts.cpu().numpy()
-        return [
-            [
-                Side(
-                    sign * far[:, index],
-                    tail(sign * far[:, index], counted[:, index], sign * theirs[:, index], sign * vouched[:, index]),
-                )
-                for sign in ((1, -1) if made_of is None else (1,))
-            ]
-            for index in range(along.shape[1])
-        ]
+        theirs, vouched = (
+            np.concatenate(
+                [
+                    np.empty((0, along.shape[1]), np.float32),
+                    *((table @ back).cpu().numpy() for _, table in self.pixels.blocks(rows)),
+                ]
+            )
+            for rows in (self.others, self.probes)
+        )
+        home = self._home(back.cpu().numpy(), theirs)
+        signs = (1, -1) if made_of is None else (1,)
+        return sides_of(mine.cpu().numpy(), counts.cpu().numpy(), theirs, vouched, home, signs)
+
+    def _home(self, back: NDArray[np.float32], theirs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the middle of the others along each direction, as they are, less the mean of this class. ``theirs``: less the means of their own."""
+        labels, means = self.pixels.examples.labels, self.pixels.means
+        assert means is not None
+        if not len(theirs):
+            return np.zeros(back.shape[1], np.float32)
+        place = means.cpu().numpy() @ back
+        return np.asarray(np.median(theirs + place[labels[self.others]], axis=0) - place[labels[self.members[0]]])
 
     def means(self, made_of: Sequence[NDArray[np.int64]]) -> Tensor:
         """Return the mean whitened picture of some members, for each of several sets of places, as directions of length one."""
@@ -271,17 +276,27 @@ def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]
     Directions in which the class varies most are where to begin. What has a tail there is looked at again along the mean of those who have it,
     each judged by the others' mean: chance falls away, and a trigger stands out in full.
     """
-    sides = [side for both in one.tails(along) for side in both]
-    plain = [side for side in sides if side.tail.excess.max(initial=0) < LEAST]
-    found = [side for side in sides if side.tail.excess.max(initial=0) >= LEAST]
+    sides = [side for some in one.tails(along) for side in some]
+    plain = [side for side in sides if not side.most and side.tail.excess.max(initial=0) < LEAST]
+    found = [side for side in sides if side.stands_out()]
     for _ in range(AGAIN):
         made_of = [side.having() for side in found]
-        found = [side for (side,) in one.tails(one.means(made_of), made_of)] if found else []
-        plain += [side for side in found if side.tail.excess.max() < LEAST]
-        found = apart([side for side in found if side.tail.excess.max() >= LEAST])
+        again = one.tails(one.means(made_of), made_of) if found else []
+        sides = []
+        for before, some in zip(found, again, strict=True):
+            same = [side for side in some if side.most == before.most]
+            sides += same if not before.most or any(side.stands_out() for side in same) else [before]
+        plain += [side for side in sides if not side.most and side.tail.excess.max() < LEAST]
+        sides = [side for side in sides if side.stands_out()]
+        some = apart([side for side in sides if not side.most])
+        of_a_kind = [
+            side for side in some if side.between() < HALFWAY
+        ]  # what most have beside such a pattern, says less
+        found = some + apart([side for side in sides if side.most], of_a_kind)
     best = {name: np.zeros(len(one.members), np.float32) for name in FIGURES}
-    counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in found]
-    for side, count in zip(plain + found, counts, strict=True):
+    surely = [side for side in found if not side.most]  # only models can tell whether most of a class is poisoned
+    counts = [1.0] * len(plain) + [1.0 if side.between() < HALFWAY else DEGREES for side in surely]
+    for side, count in zip(plain + surely, counts, strict=True):
         excess = side.tail.excess * np.float32(count)
         more = excess > best["excess"]
         told = {
@@ -311,6 +326,7 @@ def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPa
         change=change.reshape(images.shape[1], size, size).cpu().numpy(),
         doubtful=members[doubtful],
         nearly=excess[doubtful] / excess.max(),
+        most=side.most,
     )
 
 

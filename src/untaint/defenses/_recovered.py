@@ -86,7 +86,11 @@ def shared(task: Task) -> list[Recovered]:
         found = looked_for(task)
         alone = alone_in(found)
         excess = [own.excess for own in found.patterns]
-        worth = [index for index in np.argsort(excess)[::-1] if alone[index] or excess[index] >= TRIED][:MOST_TRIED]
+        tried = [
+            value >= TRIED and not (own.most and own.between >= HALFWAY)
+            for value, own in zip(excess, found.patterns, strict=True)
+        ]
+        worth = [index for index in np.argsort(excess)[::-1] if alone[index] or tried[index]][:MOST_TRIED]
         pictures = found.sharpened([found.patterns[index] for index in worth])
         keep(
             task,
@@ -113,8 +117,12 @@ def looked_for(task: Task) -> Found:
 
 
 def alone_in(found: Found) -> NDArray[np.bool_]:
-    """Return which of the patterns found are unusual."""
-    return unusual(*(np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between")))
+    """Return which of the patterns found are unusual; what most of a class has is not called so."""
+    excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
+    some = np.array([not own.most for own in found.patterns], dtype=bool)
+    alone = np.zeros(len(some), dtype=bool)
+    alone[some] = unusual(excess[some], between[some])
+    return alone
 
 
 def keep(task: Task, found: Sequence[Recovered]) -> None:
@@ -134,6 +142,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
             "many": [len(getattr(one.pattern, name)) for name in RAGGED],
             "excess": one.pattern.excess,
             "between": one.pattern.between,
+            "most": one.pattern.most,
             "unusual": one.unusual,
             "seen": None if np.isnan(one.seen) else one.seen,
             "unseen": None if np.isnan(one.unseen) else one.unseen,
@@ -160,6 +169,7 @@ def kept(task: Task) -> list[Recovered]:
                 label=told["label"],
                 excess=told["excess"],
                 between=told["between"],
+                most=told["most"],
                 change=change,
                 **{name: own[index] for name, own in parts.items()},
             ),

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import stats
 from torch import Tensor
 
-__all__ = ["Side", "Tail", "apart", "directions_of", "measured", "once_each", "tail"]
+__all__ = ["LEAST", "Side", "Tail", "apart", "directions_of", "measured", "once_each", "sides_of", "tail"]
 
 TURNS = 8  # of the search for directions
 ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
@@ -24,8 +25,13 @@ AROUND = 0.15  # of the way out to the median of those who have a pattern: what 
 STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
 NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
 NARROW = 0.05  # no deviation is taken for smaller (about .6 is usual)
-VOUCHED = 3  # so many probes of a class can say where its middle is
-APART = 4.0  # deviations from its median by which they are believed: three probes are often wrong by two
+CHANCE = (
+    1e-3  # with which probes of a class may all lie on one side of its median, if they are to say where its middle is
+)
+APART = 4.0  # deviations from its median by which they, or other classes, must lie elsewhere
+LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
+MOST = 1 / 3  # of a class, from which on its own middle may be that of poison
+LEFT = 0.05  # of a class must lie where other classes do, if a tail is to be most of it
 
 
 @dataclass(frozen=True)
@@ -44,10 +50,25 @@ class Tail:
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a direction: how far to it each member of a class is, in deviations from the middle, and its tail."""
+    """One side of a direction: how far to it each member of a class is, in deviations from the middle, and its tail.
+
+    ``home``: where the middle of the other classes is, in the same deviations. ``most``: the middle is not the class's own, but the others': the tail
+    may be most of the class.
+    """
 
     deviations: NDArray[np.float32]
     tail: Tail
+    home: float = 0.0
+    most: bool = False
+
+    def stands_out(self) -> bool:
+        """Whether those in the tail are further from the other classes than the rest of the class is; of a tail that is most of the class, some must be left."""
+        if self.tail.excess.max(initial=0) < LEAST:
+            return False
+        if self.most:
+            left = np.abs(self.deviations) < np.median(self.deviations) / 2
+            return bool(left.mean() >= LEFT and len(self.having()) >= MOST * len(left))
+        return bool(self.home <= np.median(self.deviations[self.deviations >= self.tail.cut]) / 2)
 
     def having(self) -> NDArray[np.int64]:
         """Return the places of those who have what makes the tail, less stragglers."""
@@ -100,36 +121,66 @@ def tail(
     return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]))
 
 
-def measured(
-    members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-    """Return members, others and probes, (rows, directions) each, in the others' deviations from their middles.
+def sides_of(
+    members: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    others: NDArray[np.float32],
+    probes: NDArray[np.float32],
+    home: NDArray[np.float32],
+    signs: Sequence[int] = (1, -1),
+) -> list[list[Side]]:
+    """Return the sides of each direction: both, or right ones alone; and those of which the tail may be most of the class.
 
-    The middle of the class is its median, or that of its probes where there are three and the two are far apart: poison
-    may be most of a class, but hardly of its probes.
+    ``members``, ``others`` and ``probes``: how far along each direction rows are, less the mean of their class, (rows, directions). ``weights``: what
+    each member counts. ``home``: the middle of the other classes, as they are, less the mean of this class: (directions,).
+    """
+    far, theirs, vouched, place = measured(members, others, probes, home)
+    found: list[list[Side]] = []
+    for index in range(far.shape[1]):
+        found.append([])
+        for sign in signs:
+            out, some, own = (sign * values[:, index] for values in (far, theirs, vouched))
+            at = sign * float(place[index])
+            found[-1].append(Side(out, tail(out, weights[:, index], some, own), at))
+            if at < -APART:
+                found[-1].append(Side(out - at, tail(out - at, weights[:, index], some, own - at), most=True))
+    return found
+
+
+def measured(
+    members: NDArray[np.float32], others: NDArray[np.float32], probes: NDArray[np.float32], home: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Return members, others, probes, (rows, directions) each, and home, in the others' deviations from their middles.
+
+    The middle of the class is its median, or that of its probes where the two are far apart and so many more probes lie on one side of the
+    class's median as chance does not do: poison may be most of a class, but hardly of its probes.
     """
     usual = np.median(others, axis=0) if len(others) else np.zeros(members.shape[1])
     middle = np.median(members, axis=0)
     away = np.abs(others - usual) if len(others) else np.abs(members - middle)
     deviation = np.maximum(1.4826 * np.median(away, axis=0), NARROW)
-    if len(probes) >= VOUCHED:
+    if len(probes):
         vouched = np.median(probes, axis=0)
-        middle = np.where(np.abs(vouched - middle) > APART * deviation, vouched, middle)
+        below = np.count_nonzero(probes < middle, axis=0)
+        chance = 2 * stats.binom.sf(np.maximum(below, len(probes) - below) - 1, len(probes), 0.5)
+        believed = (chance < CHANCE) & (np.abs(vouched - middle) > APART * deviation)
+        middle = np.where(believed, vouched, middle)
     return (
         ((members - middle) / deviation).astype(np.float32),
         ((others - usual) / deviation).astype(np.float32),
         ((probes - middle) / deviation).astype(np.float32),
+        ((home - middle) / deviation).astype(np.float32),
     )
 
 
-def apart(sides: Sequence[Side]) -> list[Side]:
-    """Return sides less those whose rows are largely those of one with more excess."""
-    kept: list[tuple[Side, NDArray[np.int64]]] = []
+def apart(sides: Sequence[Side], kept: Sequence[Side] = ()) -> list[Side]:
+    """Return sides less those whose rows are largely those of one with more excess, or of one that is ``kept``."""
+    known = [(side, side.having()) for side in kept]
     for side in sorted(sides, key=lambda side: -float(side.tail.excess.max())):
         own = side.having()
-        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in kept):
-            kept.append((side, own))
-    return [side for side, _ in kept]
+        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in known):
+            known.append((side, own))
+    return [side for side, _ in known[len(kept) :]]
 
 
 def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:

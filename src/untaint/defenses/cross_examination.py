@@ -79,7 +79,7 @@ class CrossExamination(Detector):
     patterns: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns", "without")
 
