@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,8 +17,9 @@ import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
 from untaint.defenses import Task
-from untaint.defenses._pattern import Pixels, _Class, patterns
-from untaint.defenses._tails import NEAR, directions_of, once_each, tail
+from untaint.defenses._pattern import Pixels, SharedPattern, _Class, patterns
+from untaint.defenses._recovered import alone_in
+from untaint.defenses._tails import NEAR, directions_of, measured, once_each, sides_of, tail
 from untaint.defenses.pattern import Pattern
 from untaint.errors import SpecError
 from untaint.examples import Examples
@@ -220,6 +222,59 @@ def test_poison_may_be_most_of_a_class_if_its_probes_are_clean(tmp_path):
     clean = np.setdiff1d(examples.rows, poisoned)
     assert (found[poisoned] > 2.3).mean() > 0.95
     assert (found[clean] > 2.3).mean() < 0.02
+
+
+@pytest.mark.parametrize("poison", [90, 110, 140, 180])
+def test_where_poison_is_most_of_a_class_other_classes_say_which_part_is_natural(tmp_path, poison):
+    images, labels = noisy()
+    poisoned = np.arange(0, 3 * poison, 3)  # of the 200 of class 0
+    examples = Examples.of(striped(images, poisoned), labels)
+    (found,) = patterns(task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
+    strong = [own for own in found.patterns if own.excess > 2.5]
+    assert len(strong) == 1
+    assert strong[0].most or poison == 90
+    assert np.isin(poisoned, strong[0].rows).mean() > 0.95
+    assert np.isin(strong[0].rows, poisoned).mean() > 0.98
+    towards = (strong[0].change[:, :, 1::2] - strong[0].change[:, :, ::2]).mean()
+    assert towards > 6 / 255, "the stripes, and not what is left without them"
+    told = found.figures["excess"]
+    assert (np.delete(told, poisoned) > 2.3).mean() < 0.02
+    if strong[0].most:
+        assert (told > 2.3).mean() < 0.02, "what most of a class have is not said to be a trigger by pixels alone"
+        assert not alone_in(replace(found, patterns=[*found.patterns, *natural(30)])).any()
+
+
+def natural(count):
+    """Patterns that come by degrees."""
+    excess = 1 + np.random.default_rng(0).exponential(0.3, count)
+    blank, nobody = np.zeros((3, 8, 8), np.float32), np.empty(0, np.int64)
+    return [SharedPattern(1, value, 5.0, nobody, blank, nobody, np.empty(0, np.float32)) for value in excess]
+
+
+@pytest.mark.parametrize(("many", "moved"), [(3, False), (10, False), (11, True), (30, True)])
+def test_probes_are_the_middle_only_if_chance_does_not_put_so_many_on_one_side(many, moved):
+    generator = np.random.default_rng(0)
+    members = np.concatenate([generator.normal(0, 1, 40), generator.normal(30, 1, 60)]).astype(np.float32)[:, None]
+    others = generator.normal(0, 1, (500, 1)).astype(np.float32)
+    probes = generator.normal(0, 1, (many, 1)).astype(np.float32)
+    own, _, vouched, home = measured(members, others, probes, np.zeros(1, np.float32))
+    middle = own[:40].mean()
+    assert bool(abs(middle) < 1) is moved
+    assert vouched.mean() == pytest.approx(middle, abs=1), "probes are measured from the same middle"
+    assert home[0] == pytest.approx(middle, abs=1)
+    near = np.concatenate([generator.normal(0, 1, (2 * many, 1)), np.full((many, 1), 3.0)]).astype(np.float32)
+    assert abs(measured(members - members, others, near, np.zeros(1, np.float32))[0]).max() == 0, "too near to matter"
+
+
+def test_a_tail_towards_other_classes_is_no_pattern():
+    generator = np.random.default_rng(0)
+    values = np.concatenate([generator.normal(0, 1, 60), generator.normal(-30, 1, 40)]).astype(np.float32)[:, None]
+    others, nobody = generator.normal(0, 1, (500, 1)).astype(np.float32), np.empty((0, 1), np.float32)
+    ones = np.ones_like(values)
+    for home, expected in ((0, [(False, 40)]), (-30, [(True, 60)]), (30, [(False, 40)])):
+        # other classes lie where the 60 do; where the 40 do; or beyond the 60, which are between
+        (sides,) = sides_of(values, ones, others, nobody, np.array([home], np.float32))
+        assert [(side.most, len(side.having())) for side in sides if side.stands_out()] == expected, home
 
 
 def test_classes_of_few_pictures_and_other_rows_have_no_patterns(tmp_path):
