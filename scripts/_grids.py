@@ -21,7 +21,13 @@ KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
 }
-WORDS = {"cpu": what_it_says, "resnet18": on_resnet18, "probes": on_probes, "examination": on_models, "adaptive": on_models}
+WORDS = {
+    "cpu": what_it_says,
+    "resnet18": on_resnet18,
+    "probes": on_probes,
+    "examination": on_models,
+    "adaptive": on_models,
+}
 DETECTED = [
     "AUROC",
     "worst attack",
