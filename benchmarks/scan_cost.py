@@ -19,20 +19,13 @@ from pathlib import Path
 import numpy as np
 from keeping import keep
 from scoring import Peak
+from whole_scan import ATTACKS_USED
 
 import untaint as ut
 from untaint import rng, samples
 from untaint.attacks import ATTACKS
 from untaint.poisoning import poison
 from untaint.training.cost import Meter, cost_of
-
-ATTACKS_USED = (
-    "patch:target=0,rate=0.01",
-    "pixel:target=1,rate=0.01",
-    "blend:pattern=noise,target=2,rate=0.01",
-    "blend:pattern=lattice,alpha=0.1,target=3,rate=0.01",
-    "sinusoid:target=4,class-rate=0.1",
-)
 
 
 def main() -> None:

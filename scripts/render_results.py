@@ -117,8 +117,7 @@ def page() -> str:
         "and corrections of a whole class's scores were tried on them, and not taken. "
         "Nothing of this was chosen while looking at narcissus or frequency. The detector pattern, how cross-examination puts patterns to the test, and the rule `false-discovery` "
         "as it is now are younger: they were chosen while looking at all seven attacks on seeds 0, 1 and 2 of CIFAR-10 and on seed 0 of GTSRB, 20,000 pictures each (the same as in the "
-        "tables here), at the warp, at lattice, pixel and sinusoid by themselves (10,000 pictures), and at both data sets without poison (5,000). They were frozen on 22 November 2026 (version 3 of cross-examination) and examined on seeds that nobody had looked at: on seeds 3 and 4 of "
-        "CIFAR-10 AUROC was .9990 twice, and 99.5 % of the poison were found at 1 % false positives, twice; on seed 1 of GTSRB they failed (.985, 54 %, and 608 clean pictures among 1,726 set aside). There poison was most of one class "
+        "tables here), at the warp, at lattice, pixel and sinusoid by themselves (10,000 pictures), and at both data sets without poison (5,000). They were frozen on 22 November 2026 (version 3 of cross-examination) and examined on seeds that nobody had looked at: 3 and 4 of CIFAR-10, and 1 of GTSRB, where they failed. There poison was most of one class "
         "and half of another, and four probes had moved the middle of a third. That was mended while looking at that seed (version 4: other classes say which part of a class is natural), frozen again on the same day, and examined "
         "again on further seeds. Every attack, seed and data set in these tables had been looked at, but for *Not looked at before* and *Nothing is poisoned*. "
         "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",

@@ -105,6 +105,11 @@ def test_recovered_triggers_and_other_groups_are_shown_with_who_belongs_to_them(
     assert (drawn[:6, :6] == 128).all(), "grey where nothing is changed"
     assert (drawn[6:, 6:] == 255).all()
     assert shown[0]["gain"] == "2"
+    alone = {**summary, "triggers": [], "groups": [one for one in summary["groups"] if one["trigger"] is None]}
+    (made.folder / "summary.json").write_text(json.dumps(alone))
+    text = page_of(write_report(made.folder)).text
+    assert "What was set aside, in groups" in text
+    assert "No trigger was recovered." in text
 
 
 def test_cards_are_the_rejected_then_the_closest(make_run):

@@ -99,7 +99,7 @@ class SharedPattern:
 
     ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
     it, for each of these that lies near their median. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
-    by how much their pictures differ from the rest of the class. ``most``: they are most of the class. ``doubtful``: rows in its tail that are not so far out, int64, and
+    by how much their pictures differ from the rest of the class. ``most``: they are a third of the class and more, seen from the other classes. ``doubtful``: rows in its tail that are not so far out, int64, and
     ``nearly``: their excess as a part of the whole, float32.
     """
 

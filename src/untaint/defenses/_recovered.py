@@ -169,7 +169,7 @@ def kept(task: Task) -> list[Recovered]:
                 label=told["label"],
                 excess=told["excess"],
                 between=told["between"],
-                most=told["most"],
+                most=told.get("most", False),  # runs of earlier versions know no such patterns
                 change=change,
                 **{name: own[index] for name, own in parts.items()},
             ),

@@ -62,7 +62,7 @@ class Side:
     most: bool = False
 
     def stands_out(self) -> bool:
-        """Whether those in the tail are further from the other classes than the rest of the class is; of a tail that is most of the class, some must be left."""
+        """Whether those in the tail are further from the other classes than the rest of the class is; of a tail that may be most of the class, some must be left."""
         if self.tail.excess.max(initial=0) < LEAST:
             return False
         if self.most:
