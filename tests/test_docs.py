@@ -233,7 +233,8 @@ def test_the_options_tables_give_the_defaults() -> None:
     assert f"| `k` | {BaDLoss().k};" in page
     own = CrossExamination()
     assert f"| `trusted`, `floor` | {own.trusted}, {own.floor} |" in page
-    assert f"| `neighbours`, `whitened` | {own.neighbours}, {own.whitened} |" in page
+    assert f"| `neighbours`, `views` | {own.neighbours}, {own.views} |" in page
+    assert f"| `steps` | {own.steps} |" in page
     assert f"| `own` | {own.own} |" in page
     for rule in ("fraction", "gap", "false-discovery"):
         from untaint.scores import RULES, parse_rule

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from untaint import run, spec
+from untaint.budgeting import LADDER, minutes_text, seconds_of, within
 from untaint.concluding import Result, conclude
 from untaint.defenses import DEFENSES, Detector, Task
 from untaint.errors import InputError, SpecError
@@ -52,6 +53,7 @@ def scan(
     retrain: bool = True,
     marks: str | Path | None = None,
     model: Callable[[], nn.Module] | None = None,
+    budget: float | None = None,
     seed: int = 0,
     progress: Progress | None = None,
     where: torch.device | None = None,
@@ -72,17 +74,22 @@ def scan(
         retrain: False leaves out the clean model.
         marks: a file of pictures that somebody marked fine or poison in the report.
         model: makes an untrained network of your own, instead of the preset's.
+        budget: minutes that the scan may take on this machine: the best detector that fits is taken.
         seed: everything random depends on it and on the row alone.
         progress: is told how far things are.
         where: the device; found out if not given.
         reading: ``split``, ``size``, ``image_column``, ``label_column`` as ``untaint.load`` takes them.
 
     Raises:
-        InputError: data, probes or settings cannot be used, or ``out`` was begun with others.
+        InputError: data, probes or settings cannot be used, ``out`` was begun with others, or nothing fits into the budget.
         TrainingError: the loss is not finite.
     """
     told = progress or Silent()
     chosen = _preset(preset)
+    if budget is not None and (detector or chosen.detector not in LADDER):
+        raise SpecError(
+            "with a budget the detector is chosen for you. Leave out detector, take the preset fast, or give no budget."
+        )
     judge = detector_of(detector or chosen.detector)
     judge.require(chosen)
     rule = rule_of(reject or (detector and judge.usual_rule) or chosen.reject, keep_per_class)
@@ -103,14 +110,20 @@ def scan(
         model=model,
         where=where or device(),
     )
+    tried = None
+    if budget is not None:
+        judge, tried = within(budget, task, retrain)
+        if not reject and judge.usual_rule:
+            task = replace(task, rule=rule_of(judge.usual_rule, keep_per_class))
     if len(examples) < FEWEST and judge.work(task):
         raise InputError(
             f"there are {len(examples)} pictures; models learn too little of fewer than {FEWEST} for a verdict by how each is learned. "
             "Look at them yourself, or give --detector pattern, which trains nothing."
         )
-    with run.RunDirectory(out, _settings(task, judge)):
+    settings = ({} if budget is None else {"budget": budget}) | _settings(task, judge)
+    with run.RunDirectory(out, settings):
         remember(task.scratch, examples, rows, outside, data, reading)
-        found = _machine(task)
+        found = _machine(task, tried)
         task = replace(task, preset=chosen.changed(precision=found.precision))
         _announce(task, judge, found, retrain)
         return conclude(task, judge, judge.score(task), marks, retrain)
@@ -130,39 +143,27 @@ def _settings(task: Task, judge: Detector) -> dict[str, Any]:
     }
 
 
-def _machine(task: Task) -> Trial:
-    """Return the trial of this run: made once and written down, so that a resumed run computes alike."""
+def _machine(task: Task, tried: Trial | None) -> Trial:
+    """Return the trial of this run: made once (or ``tried`` already) and written down, so that a resumed run computes alike."""
     known = task.scratch / "machine.json"
     if known.exists():
         return Trial(**run.read_sealed(known))
-    found = task.trial()
+    found = tried or task.trial()
     run.write_sealed(known, dataclasses.asdict(found))
     return found
 
 
 def _announce(task: Task, judge: Detector, found: Trial, retrain: bool) -> None:
     """Say how long what is still to be done will take."""
-    stages = judge.work(task)
-    if retrain:
-        stages.append(("model", len(task.examples) * task.preset.retrain.epochs, 0))
-    left = [work for stage, *work in stages if run.finished(task.scratch / stage) is None]
-    seconds = sum(training * found.train + recording * found.evaluate for training, recording in left)
+    stages = [stage for stage, *_ in judge.work(task)] + ["model"] * retrain
+    left = [stage for stage in stages if run.finished(task.scratch / stage) is None]
+    seconds = seconds_of(task, judge, retrain, found)
     if len(left) < len(stages):
         task.progress.say(f"{len(stages) - len(left)} of {len(stages)} stages are done already.")
     if seconds > 2:
         task.progress.say(
-            f"{len(left)} models to train, about {_minutes(seconds)} ({found.precision}). Ctrl-C is safe: the same command goes on."
+            f"{len(left)} models to train, about {minutes_text(seconds)} ({found.precision}). Ctrl-C is safe: the same command goes on."
         )
-
-
-def _minutes(seconds: float) -> str:
-    return (
-        f"{seconds:.0f} seconds"
-        if seconds < 90
-        else f"{seconds / 60:.0f} minutes"
-        if seconds < 5400
-        else f"{seconds / 3600:.1f} hours"
-    )
 
 
 def train(

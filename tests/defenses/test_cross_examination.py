@@ -102,6 +102,7 @@ def test_trust_moves_with_its_rows(seed):
         ({"floor": 0.0}, "floor is 0.0"),
         ({"neighbours": 0}, "neighbours is 0"),
         ({"own": -1.0}, "own -1.0"),
+        ({"steps": 0}, "steps is 0"),
     ],
 )
 def test_unusable_settings_are_refused(options, message):
@@ -281,11 +282,34 @@ def test_the_witness_is_trained_on_the_trusted_part_alone_and_each_watcher_on_it
     assert [card["pixels"] for card in cards] == ["normalised"] * 2 + ["whitened"] * 2 + ["normalised"]
 
 
-def test_without_the_whitened_view_two_watchers_are_enough(tmp_path):
+@pytest.mark.parametrize(("views", "stage"), [("plain", "watcher"), ("whitened", "whitened")])
+def test_in_one_view_two_watchers_are_enough(tmp_path, views, stage):
     examples, poison = planted(0.08)
     here = task(examples, probes_of(examples, poison), tmp_path, replace(RECIPE, epochs=2))
-    CrossExamination(whitened=False, patterns=False).score(here)
-    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["watcher-a", "watcher-b", "witness"]
+    judge = CrossExamination(views=views, patterns=False)
+    scores = judge.score(here)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [f"{stage}-a", f"{stage}-b", "witness"]
+    assert judge.explain(scores, poison)
+    judge.groups(scores, judge.decide(scores, here), here)
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "epochs"),
+    [(1200, 160, 8), (5000, 160, 8), (7500, 160, 6), (10_000, 160, 4), (50_000, 160, 4), (50_000, 10**6, 8), (2, 1, 4)],
+)
+def test_watchers_train_for_so_many_steps_but_for_four_epochs_and_no_longer_than_the_preset_says(
+    tmp_path, rows, steps, epochs
+):
+    examples = ut.Examples.of(np.zeros((rows, 3, 2, 2), np.uint8), np.arange(rows) % 2)
+    here = task(examples, np.arange(0), tmp_path, Recipe(epochs=8, batch=125))
+    found = CrossExamination(steps=steps).watching(here)
+    assert [recipe.epochs for recipe in found.values()] == [epochs] * 2
+    assert [
+        recipe.epochs
+        for recipe in CrossExamination(steps=steps)
+        .watching(replace(here, preset=replace(here.preset, watch=Recipe(epochs=2))))
+        .values()
+    ] == [2, 2]
 
 
 def test_the_parts_make_up_the_score(found):

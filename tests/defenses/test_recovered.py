@@ -77,14 +77,19 @@ def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovere
 # --- what is unusual
 
 
+def suspect(excess, between):
+    """Which are unusual, where all classes lie about the same place along their patterns."""
+    return unusual(excess, between, np.zeros(len(excess)))
+
+
 def test_natural_patterns_are_seldom_unusual_and_one_that_stands_apart_is():
     alarms = 0
     for seed in range(300):
         generator = np.random.default_rng(seed)
         natural, between = generator.normal(2.5, 0.6, 100), generator.exponential(1.5, 100)
-        alarms += unusual(natural, between).any()
-        assert unusual(np.append(natural, 6.0), np.append(between, 0.1))[-1]
-        assert not unusual(np.append(natural, 6.0), np.append(between, 1.5))[-1]
+        alarms += suspect(natural, between).any()
+        assert suspect(np.append(natural, 6.0), np.append(between, 0.1))[-1]
+        assert not suspect(np.append(natural, 6.0), np.append(between, 1.5))[-1]
     assert alarms < 300 * 0.09  # 0.05 are allowed by chance, and mean and deviation have to be learned
 
 
@@ -92,19 +97,50 @@ def test_how_much_is_usual_is_learned_from_what_comes_by_degrees():
     generator = np.random.default_rng(0)
     between = generator.uniform(1, 4, 60)
     tracks, photographs = generator.normal(3.5, 0.6, 60), generator.normal(1.7, 0.5, 60)
-    found = [unusual(np.append(natural, 4.4), np.append(between, 0.1))[-1] for natural in (tracks, photographs)]
+    found = [suspect(np.append(natural, 4.4), np.append(between, 0.1))[-1] for natural in (tracks, photographs)]
     assert found == [False, True]
 
 
 def test_some_strong_patterns_do_not_hide_each_other():
     natural = np.random.default_rng(0).normal(1.7, 0.5, 20)
     between = np.append(np.full(20, 2.0), np.full(20, 0.1))
-    assert unusual(np.append(natural, [4.4] * 20), between)[-20:].all()
+    assert suspect(np.append(natural, [4.4] * 20), between)[-20:].all()
 
 
-@given(st.lists(st.tuples(st.floats(1, 6), st.floats(0, 5)), max_size=7))
-def test_few_patterns_cannot_show_what_is_usual(told):
-    assert not unusual(np.array([one for one, _ in told]), np.array([two for _, two in told])).any()
+@given(st.lists(st.tuples(st.floats(1, 2.6), st.floats(0, 5)), max_size=7))
+def test_where_there_are_few_patterns_those_known_from_elsewhere_say_what_is_usual(told):
+    excess, between = (np.array([one[index] for one in told]) for index in (0, 1))
+    assert not suspect(excess, between).any()
+    assert suspect(np.append(excess, 6.0), np.append(between, 0.1))[-1]
+    assert not suspect(np.append(excess, 6.0), np.append(between, 1.0))[-1]
+
+
+def test_what_has_passed_is_no_longer_one_of_those_that_might_by_chance():
+    """Holm's procedure: alone it passes, among 40 natural ones it does not, among 40 triggers it does again."""
+    natural = np.random.default_rng(0).normal(2.0, 0.5, 60)
+    for others, passes in (([], True), ([1.5] * 40, False), ([5.0] * 40, True)):
+        excess = np.concatenate([natural, others, [3.4]])
+        between = np.concatenate([np.full(60, 2.0), np.full(len(others) + 1, 0.1)])
+        assert suspect(excess, between)[-1] == passes, others
+
+
+def test_far_apart_is_less_usual_where_natural_patterns_have_the_less_the_further_apart_they_stand():
+    generator = np.random.default_rng(0)
+    between = generator.uniform(0.25, 3, 120)
+    level, falling = (
+        2.5 + slope * np.log(np.minimum(between, 1) + 0.1) + generator.normal(0, 0.4, 120) for slope in (0, 0.4)
+    )
+    found = [suspect(np.append(natural, 3.3), np.append(between, 0.0))[-1] for natural in (level, falling)]
+    assert found == [False, True]
+    excess, between = np.append(falling, [5.0] * 4 + [3.4]), np.append(between, [0.3] * 4 + [0.0])
+    assert suspect(excess, between)[-1], "some triggers among them do not hide that they fall"
+
+
+def test_what_leads_where_the_class_differs_from_others_anyway_is_natural():
+    natural = np.random.default_rng(0).normal(2.0, 0.5, 60)
+    excess, between = np.append(natural, [6.0] * 4), np.append(np.full(60, 2.0), [0.1, 0.1, 0.5, 0.5])
+    home = np.append(np.zeros(60), [-0.4, 0.4, -0.2, -0.05])
+    assert unusual(excess, between, home)[-4:].tolist() == [False, True, False, True]
 
 
 # --- what works

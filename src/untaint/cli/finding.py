@@ -61,7 +61,7 @@ def scan(
     marks: Marks = None,
     model: Model = None,
     epochs: Annotated[
-        int | None, option("How many epochs are watched; with fast, all models take as many.", "N")
+        int | None, option("How many epochs are watched, at most; with fast, the other models take as many.", "N")
     ] = None,
     augment: Annotated[
         Augmentation | None, option("For witness and clean model; crop where left and right differ, as on signs.")
@@ -72,6 +72,9 @@ def scan(
     precision: Precision = None,
     compile: Annotated[bool, flag("Use torch.compile.")] = False,
     retrain: Annotated[bool, flag("Do not train a clean model at the end.")] = True,
+    budget: Annotated[
+        float | None, option("Take the best way of scanning that fits into so many minutes on this machine.", "MINUTES")
+    ] = None,
     check: Check = False,
     reading: Reading,
     seed: Seed = 0,
@@ -101,6 +104,7 @@ def scan(
         keep_per_class=keep_per_class,
         retrain=retrain,
         marks=marks,
+        budget=budget,
         seed=seed,
         progress=terminal.progress(quiet),
         **asdict(reading),

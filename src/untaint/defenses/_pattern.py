@@ -98,7 +98,8 @@ class SharedPattern:
     """What a part of a class has in common.
 
     ``label``: the class. ``excess``: as of a tail. ``between``: how many of the class lie about halfway out to those who have
-    it, for each of these that lies near their median. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
+    it, for each of these that lies near their median. ``home``: where the middle of the other classes lies, as a part of the way out to
+    those who have it, from the rest of the class on. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
     by how much their pictures differ from the rest of the class. ``most``: they are a third of the class and more, seen from the other classes. ``doubtful``: rows in its tail that are not so far out, int64, and
     ``nearly``: their excess as a part of the whole, float32.
     """
@@ -110,6 +111,7 @@ class SharedPattern:
     change: NDArray[np.float32]
     doubtful: NDArray[np.int64]
     nearly: NDArray[np.float32]
+    home: float = 0.0
     most: bool = False
 
 
@@ -285,7 +287,9 @@ def _of_class(one: _Class, along: Tensor) -> tuple[dict[str, NDArray[np.float32]
         sides = []
         for before, some in zip(found, again, strict=True):
             same = [side for side in some if side.most == before.most]
-            sides += same if not before.most or any(side.stands_out() for side in same) else [before]
+            if not any(side.stands_out() for side in same):
+                same = [before] if before.most else some  # of which one may be most of the class
+            sides += same
         plain += [side for side in sides if not side.most and side.tail.excess.max() < LEAST]
         sides = [side for side in sides if side.stands_out()]
         some = apart([side for side in sides if not side.most])
@@ -326,6 +330,7 @@ def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPa
         change=change.reshape(images.shape[1], size, size).cpu().numpy(),
         doubtful=members[doubtful],
         nearly=excess[doubtful] / excess.max(),
+        home=side.home / side.place(),
         most=side.most,
     )
 

@@ -6,7 +6,7 @@ is laid over clean pictures of other classes, and the watchers' answers are held
 
 A trigger that these models have not learned works with none of them. It is known by standing apart: cars are red by degrees, with more of them halfway
 to the reddest than there; a trigger is there or not. What stands apart may still be natural (tracks of one thing do). It is unusual if
-it has more excess than one more of the patterns that come by degrees, which are natural, should have.
+it has more excess than one more natural pattern should have, of which those that come by degrees tell.
 """
 
 from __future__ import annotations
@@ -34,8 +34,12 @@ __all__ = ["Recovered", "recover", "shared", "triggers", "unusual"]
 PICTURES = 128  # over which a pattern is laid
 CHANCE = 0.05  # that one natural pattern among all that stand apart is called unusual
 FAR = 0.25  # with fewer halfway out a pattern stands far apart
-FEWEST = 8  # patterns that come by degrees, so many of which can show what is usual
-NARROWEST = 0.5  # the deviation of their excess is not taken for smaller
+PRIOR = 8  # natural patterns known from elsewhere, which count beside those of these pictures that come by degrees
+KNOWN = (2.0, 0.6)  # mean and deviation of their excess (photographs: 1.7 and .5; tracks of road signs: 2.6 and .6)
+NARROWEST = 0.5  # the deviation of excess is not taken for smaller
+ANYWAY = 0.1  # of the way out to those who have a pattern: so far beyond the rest of the class others may lie (triggers: .01; bold signs: .4)
+FEWEST = 8  # patterns that stand a little apart, so many of which can show how much less what stands far apart has
+NEARBY = 0.1  # added to how many lie halfway out, before logarithms are taken
 TRIED = 2.5  # excess from which on a pattern is put to the test
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
@@ -118,10 +122,12 @@ def looked_for(task: Task) -> Found:
 
 def alone_in(found: Found) -> NDArray[np.bool_]:
     """Return which of the patterns found are unusual; what most of a class has is not called so."""
-    excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
+    excess, between, home = (
+        np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between", "home")
+    )
     some = np.array([not own.most for own in found.patterns], dtype=bool)
     alone = np.zeros(len(some), dtype=bool)
-    alone[some] = unusual(excess[some], between[some])
+    alone[some] = unusual(excess[some], between[some], home[some])
     return alone
 
 
@@ -142,6 +148,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
             "many": [len(getattr(one.pattern, name)) for name in RAGGED],
             "excess": one.pattern.excess,
             "between": one.pattern.between,
+            "home": one.pattern.home,
             "most": one.pattern.most,
             "unusual": one.unusual,
             "seen": None if np.isnan(one.seen) else one.seen,
@@ -169,7 +176,8 @@ def kept(task: Task) -> list[Recovered]:
                 label=told["label"],
                 excess=told["excess"],
                 between=told["between"],
-                most=told.get("most", False),  # runs of earlier versions know no such patterns
+                home=told.get("home", 0.0),  # runs of earlier versions know of neither
+                most=told.get("most", False),
                 change=change,
                 **{name: own[index] for name, own in parts.items()},
             ),
@@ -183,23 +191,42 @@ def kept(task: Task) -> list[Recovered]:
     ]
 
 
-def unusual(excess: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which patterns stand apart and should not have so much excess, did they come by degrees: bool, one per pattern.
+def unusual(excess: NDArray[np.float64], between: NDArray[np.float64], home: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which patterns stand apart and should not have so much excess, were they natural: bool, one per pattern.
 
-    What comes by degrees (with rows halfway out) is taken for natural, and its excess for normal; of what stands far apart none should
-    pass what one more of its kind would pass with a chance of 2.5 %, and so it is with the rest of what stands apart. With fewer than
-    8 that come by degrees none is unusual.
+    What comes by degrees (with rows halfway out) is taken for natural, and its excess for normal, as that of a few patterns known from
+    elsewhere. The further apart natural patterns stand, the less they have (tracks are small); how much less is read off those that
+    stand a little apart, where there are enough, and is taken for a deviation at most. Holm's procedure: of all natural ones that stand far apart any passes with a chance of
+    2.5 %, and so it is with the rest of what stands apart. A pattern is natural, whatever its excess, that leads further away from
+    where the class differs from others anyway (signs are bold or faint): the others then lie beyond its rest, seen from those who have it.
     """
     usual = excess[between >= HALFWAY]
+    several = len(usual) + PRIOR
+    mean = (usual.sum() + PRIOR * KNOWN[0]) / several
+    scatter = np.square(usual - mean).sum() + PRIOR * (KNOWN[1] ** 2 + (mean - KNOWN[0]) ** 2)
+    deviation = max(float(np.sqrt(scatter / (several - 1))), NARROWEST) * np.sqrt(1 + 1 / several)
+    beyond = (excess - mean) / deviation + np.minimum(_less(excess, between) / deviation, 1.0)
     found = np.zeros(len(excess), dtype=bool)
-    if len(usual) < FEWEST:
-        return found
-    deviation = max(float(usual.std(ddof=1)), NARROWEST) * np.sqrt(1 + 1 / len(usual))
     for low, high in ((0, FAR), (FAR, HALFWAY)):
-        apart = (between >= low) & (between < high)
-        chance = CHANCE / 2 / max(1, int(np.count_nonzero(apart)))
-        found |= apart & (excess > usual.mean() + deviation * stats.t.ppf(1 - chance, len(usual) - 1))
+        apart = np.flatnonzero((between >= low) & (between < high) & (home > -ANYWAY))
+        furthest = apart[np.argsort(-beyond[apart], kind="stable")]
+        chance = CHANCE / 2 / np.arange(len(furthest), 0, -1)
+        passed = beyond[furthest] > stats.t.ppf(1 - chance, several - 1)
+        found[furthest[np.minimum.accumulate(passed)]] = True
     return found
+
+
+def _less(excess: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return how much less excess natural patterns have that stand so far apart: float64, never below 0.
+
+    Theil and Sen's slope, which some triggers among the patterns hardly change, of what does not stand far apart.
+    """
+    place = np.log(np.minimum(between, HALFWAY) + NEARBY)
+    near = between >= FAR
+    if np.count_nonzero(near & (between < HALFWAY)) < FEWEST or not np.any(between >= HALFWAY):
+        return np.zeros(len(excess))
+    slope = max(0.0, float(stats.theilslopes(excess[near], place[near]).slope))
+    return np.asarray(slope * (np.log(HALFWAY + NEARBY) - place))
 
 
 def recover(

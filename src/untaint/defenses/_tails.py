@@ -21,6 +21,9 @@ TURNS = 8  # of the search for directions
 ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
 LIKELIER = 10.0  # times as many as are to be expected must be there for rows further in than the most telling place to have it too
 SAME = 0.5  # share of the smaller of two patterns of a class that the other has too, from which on they are one
+PARTLY = (
+    1 / 3
+)  # share of a pattern that may be of most of a class, which one that is plain must have in order to explain it
 AROUND = 0.15  # of the way out to the median of those who have a pattern: what is near a place
 STRAGGLING = 5.0  # deviations of those who have a pattern, by which a row may be nearer to the middle than their median
 NEAR = 1.0  # deviations: what lies nearer to the middle is in no tail
@@ -31,6 +34,7 @@ CHANCE = (
 APART = 4.0  # deviations from its median by which they, or other classes, must lie elsewhere
 LEAST = 1.0  # excess from which on a tail is a pattern: e times as many as are to be expected
 MOST = 1 / 3  # of a class, from which on its own middle may be that of poison
+TOWARDS = 1 / 4  # of the way to a tail must the middle of other classes lie, if the tail may be what is natural
 LEFT = 0.05  # of a class must lie where other classes do, if a tail is to be most of it
 
 
@@ -63,12 +67,20 @@ class Side:
 
     def stands_out(self) -> bool:
         """Whether those in the tail are further from the other classes than the rest of the class is; of a tail that may be most of the class, some must be left."""
-        if self.tail.excess.max(initial=0) < LEAST:
+        if not self.has_excess():
             return False
         if self.most:
             left = np.abs(self.deviations) < np.median(self.deviations) / 2
             return bool(left.mean() >= LEFT and len(self.having()) >= MOST * len(left))
-        return bool(self.home <= np.median(self.deviations[self.deviations >= self.tail.cut]) / 2)
+        return self.home <= self.place() / 2
+
+    def has_excess(self) -> bool:
+        """Whether there are e times as many as are to be expected."""
+        return bool(self.tail.excess.max(initial=0) >= LEAST)
+
+    def place(self) -> float:
+        """Return the median of those in the tail, in deviations."""
+        return float(np.median(self.deviations[self.deviations >= self.tail.cut]))
 
     def having(self) -> NDArray[np.int64]:
         """Return the places of those who have what makes the tail, less stragglers."""
@@ -81,7 +93,7 @@ class Side:
 
     def between(self) -> float:
         """Return how many members lie about halfway out to those who have it, for each that lies near these."""
-        middle = np.median(self.deviations[self.deviations >= self.tail.cut])
+        middle = self.place()
         halfway, near = (int(np.count_nonzero(np.abs(self.deviations / middle - out) <= AROUND)) for out in (0.5, 1.0))
         return halfway / max(1, near)
 
@@ -142,9 +154,29 @@ def sides_of(
             out, some, own = (sign * values[:, index] for values in (far, theirs, vouched))
             at = sign * float(place[index])
             found[-1].append(Side(out, tail(out, weights[:, index], some, own), at))
-            if at < -APART:
-                found[-1].append(Side(out - at, tail(out - at, weights[:, index], some, own - at), most=True))
+            found[-1] += _most(out, weights[:, index], some, own, at)
     return found
+
+
+def _most(
+    out: NDArray[np.float32],
+    weights: NDArray[np.float32],
+    others: NDArray[np.float32],
+    probes: NDArray[np.float32],
+    home: float,
+) -> list[Side]:
+    """Return the side of which the tail may be most of the class, if the middle of the other classes says so: one or none.
+
+    Where the class lies to the right of that middle, it is the right side, seen from there. Where the middle lies on the way to a right tail, or
+    beyond it, those in this tail may be what is natural: it is the left side, seen from them. Whoever vouches for them makes them no less of a tail.
+    """
+    if home < -APART:
+        return [Side(out - home, tail(out - home, weights, others, probes - home), most=True)]
+    right = Side(out, tail(out, weights, others, probes[:0]), home) if home > APART else None
+    if right is None or not right.has_excess() or home <= TOWARDS * right.place():
+        return []
+    place = np.float32(right.place())
+    return [Side(place - out, tail(place - out, weights, -others, place - probes), most=True)]
 
 
 def measured(
@@ -174,13 +206,15 @@ def measured(
 
 
 def apart(sides: Sequence[Side], kept: Sequence[Side] = ()) -> list[Side]:
-    """Return sides less those whose rows are largely those of one with more excess, or of one that is ``kept``."""
-    known = [(side, side.having()) for side in kept]
+    """Return sides less those whose rows are largely those of one with more excess, or to a third those of one that is ``kept``."""
+    before = [side.having() for side in kept]
+    known: list[tuple[Side, NDArray[np.int64]]] = []
     for side in sorted(sides, key=lambda side: -float(side.tail.excess.max())):
         own = side.having()
-        if all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in known):
+        new = all(len(np.intersect1d(own, other)) < SAME * min(len(own), len(other)) for _, other in known)
+        if new and all(len(np.intersect1d(own, other)) < PARTLY * len(own) for other in before):
             known.append((side, own))
-    return [side for side, _ in known[len(kept) :]]
+    return [side for side, _ in known]
 
 
 def _first_of_best(ratio: NDArray[np.float64], excess: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -1,6 +1,6 @@
 """Cross-examination: what only models that saw the distrusted part can explain is suspicious.
 
-1. Watchers each train on a random half and record every row, so that each row is known in-sample
+1. Watchers each train briefly on a random half and record every row, so that each row is known in-sample
    (by the watcher that trained on it) and out of fold (by the other). Each half is watched in two
    views, of the pictures as they are and of whitened ones: a smooth trigger is learned in the
    first, a faint and fine one in the second.
@@ -25,6 +25,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -48,6 +49,7 @@ from untaint.trajectories import Trajectories, epoch_files
 __all__ = ["CrossExamination"]
 
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
+SHORTEST = 4  # epochs of a watcher; that longer ones tell no more is shown by experiments/cost.toml
 FEWEST = 10  # probes without an unusual pattern, with which others are compared; with fewer, all are
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
@@ -66,8 +68,9 @@ class CrossExamination(Detector):
 
     ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
     that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
-    own signs beside its company's. ``whitened``: each half is watched a second time, in whitened
-    pictures (a network of your own always sees them as they are). ``patterns``: whether patterns are looked for.
+    own signs beside its company's. ``steps``: a watcher trains for so many, or for four epochs if these are more,
+    but no longer than the preset says. ``views``: in which each half is watched (a network of your own always sees pictures as
+    they are). ``patterns``: whether patterns are looked for.
     ``without``: a kind of sign that is left out, to see what it is worth.
     """
 
@@ -75,19 +78,22 @@ class CrossExamination(Detector):
     floor: float = 0.2
     neighbours: int = 10
     own: float = 1.0
-    whitened: bool = True
+    steps: int = 160
+    views: Literal["both", "plain", "whitened"] = "both"
     patterns: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
-    version: ClassVar[int] = 4
+    version: ClassVar[int] = 5
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
-    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "whitened", "patterns", "without")
+    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "steps", "views", "patterns", "without")
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.trusted < 1:
             raise SpecError(f"floor is {self.floor} and trusted {self.trusted}; give 0 < floor <= trusted < 1.")
         if self.neighbours < 1 or self.own < 0:
             raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
+        if self.steps < 1:
+            raise SpecError(f"steps is {self.steps}; give at least 1.")
 
     def require(self, preset: Preset) -> None:
         """Refuse a preset that records only rows trained on."""
@@ -97,12 +103,15 @@ class CrossExamination(Detector):
                 "trained on. Give record eval, or the detector badloss."
             )
 
-    def views(self, task: Task) -> dict[str, Recipe]:
+    def watching(self, task: Task) -> dict[str, Recipe]:
         """Return the recipe of each view's watchers, by the name of its stages."""
         recipe = task.preset.watch
-        if not self.whitened or task.model is not None or recipe.pixels == "whitened":
-            return {"watcher": recipe}
-        return {"watcher": recipe, "whitened": replace(recipe, pixels="whitened")}
+        each = math.ceil(len(task.examples) // 2 / recipe.batch)  # steps of an epoch
+        plain = replace(recipe, epochs=min(recipe.epochs, max(SHORTEST, math.ceil(self.steps / max(1, each)))))
+        whitened = replace(plain, pixels="whitened")
+        if self.views == "plain" or task.model is not None or recipe.pixels == "whitened":
+            return {"watcher": plain}
+        return {"whitened": whitened} if self.views == "whitened" else {"watcher": plain, "whitened": whitened}
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:
         """Return the pictures that pass through the watchers and the witness."""
@@ -110,7 +119,7 @@ class CrossExamination(Detector):
         testimony = task.preset.witness.epochs
         watchers = [
             (f"{name}-{half_name}", half * recipe.epochs, total * recipe.epochs)
-            for name, recipe in self.views(task).items()
+            for name, recipe in self.watching(task).items()
             for half_name in "ab"
         ]
         witness = (round(total * self.trusted) * testimony, total * min(TESTIMONY, testimony))
@@ -125,7 +134,9 @@ class CrossExamination(Detector):
         probes = np.setdiff1d(task.compared_with, unusual)
         if len(probes) < FEWEST:
             probes = task.compared_with
-        views = [View.gather(task, name, recipe, self.neighbours, probes) for name, recipe in self.views(task).items()]
+        views = [
+            View.gather(task, name, recipe, self.neighbours, probes) for name, recipe in self.watching(task).items()
+        ]
         signs = {
             "distance": [view.distance for view in views],
             "distance" + COMPANY: [view.around(view.distance) for view in views],
@@ -145,7 +156,7 @@ class CrossExamination(Detector):
         signs["gap" + COMPANY] = [view.around(gap.own) for view, gap in zip(views, gaps, strict=True)]
         parts = {name: largest([bounded(values) for values in sign]) for name, sign in signs.items()}
         values = self._sum(parts)
-        tested = recover(task, found, trusted, list(self.views(task)))
+        tested = recover(task, found, trusted, list(self.watching(task)))
         parts |= _counted(tested, task.examples.total)
         values += parts["trigger"]
         parts["margin_gap"] = largest([gap.margin for gap in gaps])
@@ -176,7 +187,7 @@ class CrossExamination(Detector):
     def groups(self, scores: Scores, verdict: Verdict, task: Task) -> tuple[Group, ...]:
         """Return who of those set aside belongs together, as the watchers see and answer; of models that are there."""
         first, scratch = task.first_half(), task.scratch
-        halves = [[scratch / f"{name}-{half}" for half in "ab"] for name in self.views(task)]
+        halves = [[scratch / f"{name}-{half}" for half in "ab"] for name in self.watching(task)]
         told = Answers(
             watchers=[
                 Folded(Trajectories(b / "trajectories"), Trajectories(a / "trajectories"), first).predicted()

@@ -28,7 +28,7 @@ class Pattern(Detector):
     directions: int = DIRECTIONS
     side: int = SIDE
 
-    version: ClassVar[int] = 3
+    version: ClassVar[int] = 4
     usual_rule: ClassVar[str | None] = "above:score=2.3"
 
     def __post_init__(self) -> None:
