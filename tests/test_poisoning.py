@@ -95,6 +95,31 @@ def test_covers_are_stamped_and_keep_their_labels():
     assert (ledger.target[covers] == 1).all()
 
 
+@pytest.mark.parametrize("share", [0.4, 1.0])
+def test_a_share_of_each_attacks_pictures_gets_the_next_ones_trigger_too(share):
+    examples = examples_of()
+    alone, before = poison(examples, build(*TEXTS), seed=3)
+    found, ledger = poison(examples, build(*TEXTS), seed=3, overlap=share)
+    assert np.array_equal(ledger.attack, before.attack)
+    assert np.array_equal(found.labels, alone.labels)
+    for number in range(5):
+        rows, following = ledger.poisoned(number), ATTACKS.build(TEXTS[(number + 1) % 5])
+        both = rows[(found.images[rows] != alone.images[rows]).any(axis=(1, 2, 3))]
+        hidden = number == 0  # the pixel lies under the patch
+        assert len(both) == (0 if hidden else round(share * len(rows)))
+        assert np.array_equal(found.images[both], following.stamp(alone.images[both], both))
+    assert np.array_equal(found.images[ledger.clean()], examples.images[ledger.clean()])
+
+
+def test_one_attack_alone_overlaps_with_none_and_other_shares_are_refused():
+    examples = examples_of()
+    for overlap in (0.0, 1.0):
+        found, _ = poison(examples, build(TEXTS[0]), overlap=overlap)
+        assert np.array_equal(found.images, poison(examples, build(TEXTS[0]))[0].images)
+    with pytest.raises(SpecError, match="overlap is"):
+        poison(examples, build(*TEXTS), overlap=1.5)
+
+
 def test_no_attack_changes_nothing():
     examples = examples_of(20)
     poisoned, ledger = poison(examples, [])

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from untaint import run, spec
+from untaint import rng, run, spec
 from untaint.attacks import ATTACKS, Attack
 from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
@@ -122,13 +122,17 @@ def poison(
     *,
     seed: int = 0,
     spare: NDArray[np.integer] | None = None,
+    overlap: float = 0.0,
     progress: Progress | None = None,
 ) -> tuple[Examples, Ledger]:
     """Return the examples with every attack's poison in them, and the ledger of who was poisoned.
 
-    The attacks share no picture. ``spare``: rows that are left alone, such as the probes. Nothing
+    The attacks share no picture; but of each attack's a share ``overlap`` gets the trigger of the next attack too, on top,
+    and keeps its label and its place in the ledger. ``spare``: rows that are left alone, such as the probes. Nothing
     given is changed; attacks that compute their trigger from the data do so first.
     """
+    if not 0 <= overlap <= 1:
+        raise SpecError(f"overlap is {overlap}; give a share from 0 to 1.")
     progress = progress or Silent()
     ready = [attack.ready(examples, seed=seed, progress=progress) for attack in attacks]
     ledger = plan(examples, ready, seed=seed, spare=spare)
@@ -139,6 +143,10 @@ def poison(
         labels[rows] = attack.relabel(labels[rows], attack.target_in(examples.class_names))
         if len(covers):
             images[covers] = stamped(examples.images, covers, attack.cover, ledger.attacks[number])
+    for number in range(len(ready) if overlap and len(ready) > 1 else 0):
+        own, following = ledger.poisoned(number), (number + 1) % len(ready)
+        both = rng.choose(seed, "poisoning/overlap", own, round(overlap * len(own)))
+        images[both] = stamped(images, both, ready[following].stamp, ledger.attacks[following], hidden=True)
     return replace(examples, images=images, labels=labels), ledger  # not even ``source`` tells a defence what was done
 
 
@@ -204,8 +212,10 @@ def stronger(clean: Examples, shown: Examples, times: float = 2.0) -> Examples:
     return replace(shown, images=images, source=f"{shown.source}, {times:g} times as strong")
 
 
-def stamped(images: NDArray[np.uint8], rows: NDArray[np.int64], change: Change, name: str) -> NDArray[np.uint8]:
-    """Return the pictures of these rows after ``change``; refuses a change that changes nothing at all."""
+def stamped(
+    images: NDArray[np.uint8], rows: NDArray[np.int64], change: Change, name: str, hidden: bool = False
+) -> NDArray[np.uint8]:
+    """Return the pictures of these rows after ``change``; refuses one that changes nothing at all, unless it may be ``hidden`` by what is there."""
     result = np.empty((len(rows), *images.shape[1:]), dtype=np.uint8)
     at_once = max(1, BLOCK_BYTES // max(1, result[:1].nbytes))
     differs = False
@@ -215,7 +225,7 @@ def stamped(images: NDArray[np.uint8], rows: NDArray[np.int64], change: Change, 
         after = applied(change, before, some, name)
         result[start : start + at_once] = after
         differs = differs or not np.array_equal(after, before)
-    if len(rows) and not differs:
+    if len(rows) and not differs and not hidden:
         raise InputError(f"the attack '{name}' changed no pixel of {len(rows)} pictures. Raise its strength.")
     return result
 

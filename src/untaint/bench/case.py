@@ -93,7 +93,9 @@ def prepare(setting: Setting, train: Examples, test: Examples, progress: Progres
     rows = _drawn(setting, train)
     drawn = replace(blank, images=train.images if len(rows) == train.total else np.array(train.images[rows]))
     ready = [attack.ready(drawn, seed=setting.seed, progress=progress) for attack in attacks]
-    dirty, ledger = poison(drawn, ready, seed=setting.seed, spare=_spared(probes, noisy), progress=progress)
+    dirty, ledger = poison(
+        drawn, ready, seed=setting.seed, spare=_spared(probes, noisy), overlap=setting.overlap, progress=progress
+    )
     labels = dirty.labels.copy()
     rows, classes = np.flatnonzero(noisy), len(drawn.class_names)
     steps = 1 + (rng.uniform(setting.seed, "bench/confused", 0, rows)[:, 0] * (classes - 1)).astype(np.int64)

@@ -55,7 +55,8 @@ class Setting:
     ``data``: its name in the file. ``rows``: how many of its pictures, all if None. ``attacks``: the
     set's name; ``attackers``: their texts. ``probes``: how many, of which a share ``bad_probes`` is
     poisoned. ``label_noise``: share of the clean rows that are given another label. ``long_tail``: how many
-    times larger the largest class is made than the smallest. The rest changes the preset: ``epochs``
+    times larger the largest class is made than the smallest. ``overlap``: share of each attacker's pictures that have the trigger
+    of the next one too. The rest changes the preset: ``epochs``
     those watched, ``horizon`` the schedule that they begin, ``retrain_epochs`` the epochs of the
     undefended and the clean model, ``batch``, ``model`` and ``augment`` all of its recipes;
     ``watch_model`` all models but those two. ``detect_only``: no model is trained on what is kept.
@@ -69,6 +70,7 @@ class Setting:
     bad_probes: float = 0.0
     label_noise: float = 0.0
     long_tail: float = 1.0
+    overlap: float = 0.0
     preset: str = "fast"
     epochs: int | None = None
     horizon: int | None = None
@@ -95,6 +97,8 @@ class Setting:
         for name in ("bad_probes", "label_noise"):
             if not 0 <= getattr(self, name) < 1:
                 raise SpecError(f"{name} is {getattr(self, name)}; give a share from 0 to less than 1.")
+        if not 0 <= self.overlap <= 1:
+            raise SpecError(f"overlap is {self.overlap}; give a share from 0 to 1.")
         self.recipes()
 
     def recipes(self) -> Preset:
