@@ -24,6 +24,7 @@ from torch import nn
 
 from untaint import rng, run
 from untaint.defenses._pattern import HALFWAY, Found, SharedPattern, patterns
+from untaint.defenses._tails import TOWARDS
 from untaint.defenses.base import Task
 from untaint.errors import RunError
 from untaint.scores import Trigger
@@ -198,7 +199,8 @@ def unusual(excess: NDArray[np.float64], between: NDArray[np.float64], home: NDA
     elsewhere. The further apart natural patterns stand, the less they have (tracks are small); how much less is read off those that
     stand a little apart, where there are enough, and is taken for a deviation at most. Holm's procedure: of all natural ones that stand far apart any passes with a chance of
     2.5 %, and so it is with the rest of what stands apart. A pattern is natural, whatever its excess, that leads further away from
-    where the class differs from others anyway (signs are bold or faint): the others then lie beyond its rest, seen from those who have it.
+    where the class differs from others anyway (signs are bold or faint): the others then lie beyond its rest, seen from those who have it. Nor
+    is one called unusual which others lie towards: then it may be the rest of the class that is poisoned, and models must say.
     """
     usual = excess[between >= HALFWAY]
     several = len(usual) + PRIOR
@@ -208,7 +210,7 @@ def unusual(excess: NDArray[np.float64], between: NDArray[np.float64], home: NDA
     beyond = (excess - mean) / deviation + np.minimum(_less(excess, between) / deviation, 1.0)
     found = np.zeros(len(excess), dtype=bool)
     for low, high in ((0, FAR), (FAR, HALFWAY)):
-        apart = np.flatnonzero((between >= low) & (between < high) & (home > -ANYWAY))
+        apart = np.flatnonzero((between >= low) & (between < high) & (home > -ANYWAY) & (home <= TOWARDS))
         furthest = apart[np.argsort(-beyond[apart], kind="stable")]
         chance = CHANCE / 2 / np.arange(len(furthest), 0, -1)
         passed = beyond[furthest] > stats.t.ppf(1 - chance, several - 1)

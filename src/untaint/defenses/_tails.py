@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-__all__ = ["LEAST", "Side", "Tail", "apart", "directions_of", "measured", "once_each", "sides_of", "tail"]
+__all__ = ["LEAST", "TOWARDS", "Side", "Tail", "apart", "directions_of", "measured", "once_each", "sides_of", "tail"]
 
 TURNS = 8  # of the search for directions
 ALONG = 0.01  # of a row's squared length that is taken to be beside any direction, at least
