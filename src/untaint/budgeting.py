@@ -11,7 +11,7 @@ from untaint.training.device import Trial
 
 __all__ = ["LADDER", "minutes_text", "seconds_of", "within"]
 
-# the best first; what each is worth is shown by experiments/cost.toml
+# the best first; what each is worth is asked by experiments/cost.toml
 LADDER = {
     "cross-examination": "the default scan",
     "cross-examination:views=whitened": "one with half as many watchers",

@@ -115,11 +115,7 @@ def scan(
         judge, tried = within(budget, task, retrain)
         if not reject and judge.usual_rule:
             task = replace(task, rule=rule_of(judge.usual_rule, keep_per_class))
-    if len(examples) < FEWEST and judge.work(task):
-        raise InputError(
-            f"there are {len(examples)} pictures; models learn too little of fewer than {FEWEST} for a verdict by how each is learned. "
-            "Look at them yourself, or give --detector pattern, which trains nothing."
-        )
+    _enough(task, judge)
     settings = ({} if budget is None else {"budget": budget}) | _settings(task, judge)
     with run.RunDirectory(out, settings):
         remember(task.scratch, examples, rows, outside, data, reading)
@@ -127,6 +123,15 @@ def scan(
         task = replace(task, preset=chosen.changed(precision=found.precision))
         _announce(task, judge, found, retrain)
         return conclude(task, judge, judge.score(task), marks, retrain)
+
+
+def _enough(task: Task, judge: Detector) -> None:
+    """Refuse data that are too few for models to learn from."""
+    if len(task.examples) < FEWEST and judge.work(task):
+        raise InputError(
+            f"there are {len(task.examples)} pictures; models learn too little of fewer than {FEWEST} for a verdict by how each is learned. "
+            "Look at them yourself, or give --detector pattern (and no budget), which trains nothing."
+        )
 
 
 def _settings(task: Task, judge: Detector) -> dict[str, Any]:

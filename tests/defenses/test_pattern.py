@@ -285,6 +285,25 @@ def test_a_tail_towards_other_classes_is_no_pattern():
         assert {(side.most, len(side.having())) for side in sides if side.stands_out()} == expected, home
 
 
+def test_what_a_class_has_more_or_less_of_lies_the_other_way_from_the_rest_than_a_trigger(tmp_path):
+    for faint, expected in (
+        (0, True),
+        (3, False),
+    ):  # stripes that some have; or that all of the class have, and some boldly
+        images, labels = noisy()
+        images[::3] += faint * np.where(np.arange(images.shape[-1]) % 2, 1, -1)
+        some = np.arange(0, 180, 3)
+        examples = Examples.of(striped(images, some), labels)
+        (found,) = patterns(task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
+        strongest = max((own for own in found.patterns if not own.most), key=lambda own: own.excess)
+        assert np.isin(strongest.rows, some).mean() > 0.95
+        assert bool(strongest.home > -0.1) is expected
+        assert (
+            alone_in(replace(found, patterns=[*found.patterns, *natural(30)]))[found.patterns.index(strongest)]
+            == expected
+        )
+
+
 def test_classes_of_few_pictures_and_other_rows_have_no_patterns(tmp_path):
     images, labels = noisy(130)
     labels = np.where(np.arange(130) < 19, 1, 0)

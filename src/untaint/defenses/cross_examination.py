@@ -49,7 +49,7 @@ from untaint.trajectories import Trajectories, epoch_files
 __all__ = ["CrossExamination"]
 
 TESTIMONY = 3  # the witness is asked after each of its last epochs; their mean is steadier than one
-SHORTEST = 4  # epochs of a watcher; that longer ones tell no more is shown by experiments/cost.toml
+SHORTEST = 4  # epochs of a watcher; whether longer ones tell more is asked by experiments/cost.toml
 FEWEST = 10  # probes without an unusual pattern, with which others are compared; with fewer, all are
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
