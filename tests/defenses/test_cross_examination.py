@@ -320,9 +320,8 @@ def test_the_parts_make_up_the_score(found):
     near = sum(parts[f"{name} of company"] for name in signs)
     total = near + judge.own * own
     centred = total - np.median(total)
-    assert np.sinh(scores.values - parts["trigger"]) == pytest.approx(
-        centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3
-    )
+    added = np.maximum(parts["trigger"], 4 * parts["learned"])
+    assert np.sinh(scores.values - added) == pytest.approx(centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3)
     for name in signs:
         assert -3 <= parts[name].min() <= parts[name].max() <= 8
     rejected = np.flatnonzero(verdict.rejected)
@@ -343,10 +342,25 @@ def test_what_is_left_out_does_not_count(found, kind):
     assert len(counted) == (3 if kind == "company" else 4)
     total = sum(counted.values())
     centred = total - np.median(total)
-    assert np.sinh(left.values - left.parts["trigger"]) == pytest.approx(
-        centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3
-    )
+    added = np.maximum(left.parts["trigger"], 4 * left.parts["learned"])
+    assert np.sinh(left.values - added) == pytest.approx(centred / np.median(np.abs(centred)), rel=1e-3, abs=1e-3)
     assert judge.explain(left, here.examples.rows[:3])
+
+
+def test_a_learned_trigger_adds_to_the_score_and_is_told_of(found, monkeypatch):
+    here, poison, judge, scores, _ = found
+    rows = np.union1d(poison, here.examples.rows[:2])
+    with_it = scores.parts["learned"] * 0
+    with_it[rows[:-1]], with_it[rows[-1]] = 1, 0.5
+    monkeypatch.setattr("untaint.defenses.cross_examination.learned", lambda *_: with_it)
+    after = judge.score(replace(here, train=False))
+    bare = scores.values - np.maximum(scores.parts["trigger"], 4 * scores.parts["learned"])
+    assert after.values - bare == pytest.approx(np.maximum(scores.parts["trigger"], 4 * with_it), abs=1e-5)
+    alone = rows[(scores.parts["trigger"][rows] == 0) & (with_it[rows] == 1)]
+    assert len(alone)
+    assert all(said.startswith("pictures like it teach its label") for said in judge.explain(after, alone))
+    off = CrossExamination(learned=False).score(replace(here, train=False))
+    assert not off.parts["learned"].any()
 
 
 def test_scoring_again_trains_nothing_and_gives_the_same(found):

@@ -62,6 +62,14 @@ def test_rows_that_clean_pictures_of_the_class_are_like_are_merely_alike(tmp_pat
     assert (group.kind, group.seen, group.unseen, group.usual) == ("alike", 1, 1, 0)
 
 
+@pytest.mark.parametrize(("many", "kind"), [(10, "trigger"), (9, "alike")])
+def test_a_group_of_which_half_has_a_learned_trigger_is_one(tmp_path, many, kind):
+    labels, views = data(tmp_path)
+    learned = np.arange(ROWS) < many
+    group, *_ = grouped(np.arange(20), others_of(np.arange(20)), labels, (), views, answers(labels), 5, learned)
+    assert (group.kind, group.trigger, group.rows.tolist()) == (kind, None, list(range(20)))
+
+
 def test_what_the_witness_was_trained_on_says_nothing(tmp_path):
     labels, views = data(tmp_path)
     witness = np.full(ROWS, 2, np.int32)

@@ -65,11 +65,13 @@ def grouped(
     views: Sequence[Sequence[Path]],
     told: Answers,
     count: int,
+    learned: NDArray[np.bool_] | None = None,
     seed: int = 0,
 ) -> tuple[Group, ...]:
     """Return groups that hold every row set aside once: triggers first, then what is merely alike, mislabelled or odd; large ones first.
 
-    ``views``: files of features, for each view. ``count``: how many nearest neighbours are looked at.
+    ``views``: files of features, for each view. ``count``: how many nearest neighbours are looked at. ``learned``: bool (all rows,), who is
+    known to have a trigger that models learned; a group is one trigger if half and more of it is.
     """
     found, alone = [], [np.empty(0, np.int64)]
     for label in np.unique(labels[rejected]).tolist():
@@ -84,6 +86,7 @@ def grouped(
             seen, unseen = told.of(rows, label)
             usual = _usual(len(rows), clean, label, tables, told, seed)
             caused = seen - unseen >= CAUSED and not seen - unseen <= usual  # nan: nothing to compare with
+            caused |= learned is not None and 2 * int(learned[rows].sum()) >= len(rows)
             group = Group(
                 kind="alike" if trigger is None and not caused else "trigger",
                 rows=rows,

@@ -21,6 +21,8 @@
 6. Patterns that pixels of a class have in common are laid over clean pictures of other classes. One that
    makes the watchers say its class, and the witness not, is a trigger, and adds to the score of those who have it;
    so does one that is unusual: models may not have learned it, as clean-label poison often is not.
+7. A trigger that models have learned need not be a pattern of pixels. Pictures in whose company the label comes out of fold, while the
+   witness takes them for now one class, now another, have such a trigger; that adds as much.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from numpy.typing import NDArray
 from untaint.defenses._figures import beside_probes, bounded, largest, ranked, scaled
 from untaint.defenses._folded import Folded
 from untaint.defenses._groups import Answers, grouped
+from untaint.defenses._learned import learned
 from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
 from untaint.defenses._view import View
@@ -54,6 +57,7 @@ FEWEST = 10  # probes without an unusual pattern, with which others are compared
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
 UNUSUAL = 4.0  # with an unusual one: the other signs, which are of what models have learned, may say nothing of it
+LEARNED = 4.0  # with a trigger that models have learned, whatever pixels show
 PLAIN = 2.0  # a sign of so many deviations is worth a word
 _SAYS = {
     "gap": "models that saw the distrusted part explain its label better than the witness (margin {margin:+.1f})",
@@ -70,7 +74,7 @@ class CrossExamination(Detector):
     that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
     own signs beside its company's. ``steps``: a watcher trains for so many, or for four epochs if these are more,
     but no longer than the preset says. ``views``: in which each half is watched (a network of your own always sees pictures as
-    they are). ``patterns``: whether patterns are looked for.
+    they are). ``patterns``: whether patterns are looked for. ``learned``: whether triggers that models have learned are.
     ``without``: a kind of sign that is left out, to see what it is worth.
     """
 
@@ -81,9 +85,10 @@ class CrossExamination(Detector):
     steps: int = 160
     views: Literal["both", "plain", "whitened"] = "both"
     patterns: bool = True
+    learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
-    version: ClassVar[int] = 5
+    version: ClassVar[int] = 6
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "steps", "views", "patterns", "without")
 
@@ -158,11 +163,12 @@ class CrossExamination(Detector):
         values = self._sum(parts)
         tested = recover(task, found, trusted, list(self.watching(task)))
         parts |= _counted(tested, task.examples.total)
-        values += parts["trigger"]
+        vouched = np.isin(np.arange(task.examples.total), trusted)
+        parts["learned"] = learned(views, witness.predicted(), vouched, labels) * np.float32(self.learned)
+        values += np.maximum(parts["trigger"], np.float32(LEARNED) * parts["learned"])
         parts["margin_gap"] = largest([gap.margin for gap in gaps])
         parts["suspicion"] = suspicion
-        parts["trusted"] = np.zeros(task.examples.total, dtype=np.float32)
-        parts["trusted"][trusted] = 1
+        parts["trusted"] = vouched.astype(np.float32)
         return Scores(values=values, name="cross-examination", parts=parts, triggers=tuple(triggers(tested)))
 
     def _witness(self, task: Task, trusted: NDArray[np.int64]) -> Trajectories:
@@ -200,7 +206,8 @@ class CrossExamination(Detector):
         rows = np.setdiff1d(task.examples.rows, task.outside)
         rejected = np.intersect1d(np.flatnonzero(verdict.rejected), rows)
         kept, labels = np.setdiff1d(rows, rejected), task.examples.labels
-        return grouped(rejected, kept, labels, scores.triggers, views, told, self.neighbours, task.seed)
+        bound = scores.parts["learned"] == 1
+        return grouped(rejected, kept, labels, scores.triggers, views, told, self.neighbours, bound, task.seed)
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row which signs speak against it, the strongest first."""
@@ -214,6 +221,11 @@ class CrossExamination(Detector):
             if parts["trigger"][row]:
                 words.insert(
                     0, _on_trigger(*(float(parts[name][row]) for name in ("trigger", "seen", "unseen", "works")))
+                )
+            elif parts["learned"][row] == 1:
+                words.insert(
+                    0,
+                    "pictures like it teach its label, and a model that saw none of them takes them for many different classes",
                 )
             if theirs.max() > PLAIN:
                 words.append(
