@@ -116,7 +116,7 @@ def test_members_that_models_miss_are_found_by_their_company_and_strangers_besid
     said = labels.astype(np.int32)
     said[3:14] = 5  # a third of the trigger is not taught
     found = learned([view(labels, features, said)], witness, nobody(labels), labels)
-    assert ((0 < found) & (found < 1)).any()
+    assert ((found > 0) & (found < 1)).any()
     assert not found[POISON:].any()
 
 
