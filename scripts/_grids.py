@@ -20,6 +20,7 @@ PLOTS = ROOT / "docs" / "plots"
 KINDS = {
     "roc": "True against false positive rates, attack by attack",
     "trajectories": "Loss by epoch under BaDLoss's watcher, by attack",
+    "sweep": "Detection along each thing that is changed while all else stays",
 }
 WORDS = {
     "cpu": what_it_says,
@@ -55,13 +56,13 @@ def benchmark(path: Path) -> str:
         return ""
     machines = sorted({result["hardware"] for result in found})
     if grid.name in TABLES:
-        tables = [TABLES[grid.name](found)]
+        tables = [TABLES[grid.name](found), shown(grid.name)]
     else:
         per_attack = render(found, "markdown", per_attack=True).partition("Beware:")[0]
         tables = [render(found, "markdown"), per_attack, shown(grid.name)]
     words = WORDS[grid.name](found) if grid.name in WORDS else ""
     said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}."
-    return "\n\n".join([f"## {grid.title}", said, *tables, words]).strip()
+    return "\n\n".join(filter(None, [f"## {grid.title}", said, *tables, words]))
 
 
 def recordings(found: Sequence[Result]) -> str:
@@ -214,11 +215,13 @@ def costs(found: Sequence[Result]) -> str:
 
 
 def plots(path: Path) -> None:
-    """Draw the settings of one grid file that have several attackers, for the page to show."""
-    if path.stem not in TABLES:
-        grid = read_grid(path)
-        found = results_of(grid, ROOT / "results" / grid.name)
-        draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name, KINDS)
+    """Draw the settings of one grid file that have several attackers, or along what it sweeps over, for the page to show."""
+    grid = read_grid(path)
+    found = results_of(grid, ROOT / "results" / grid.name)
+    if path.stem in SWEEPS:
+        draw(found, PLOTS / grid.name, ["sweep"])
+    elif path.stem not in TABLES:
+        draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name, ["roc", "trajectories"])
 
 
 def shown(name: str) -> str:
@@ -227,7 +230,8 @@ def shown(name: str) -> str:
     return "\n\n".join(f"![{KINDS[path.stem.rpartition('-')[2]]}]({path.relative_to(PLOTS.parent)})" for path in paths)
 
 
-TABLES = {  # of grids that are shown in a table of their own, without plots
+SWEEPS = ("robustness", "probes", "cost")  # grids that are drawn along what they sweep over
+TABLES = {  # of grids that are shown in a table of their own
     "paper-score": recordings,
     "clean": alarms,
     "ablation": parts,

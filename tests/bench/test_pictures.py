@@ -14,6 +14,7 @@ def full(seeds=(0, 1)):
     """Results with everything that plots are drawn from."""
     made = whole(seeds)
     for one in made:
+        one["rows"] = 1000
         one["stages"] = {"model": {"core_seconds": 60.0}, "watcher-a": {"core_seconds": 30.0}}
         for found in one.get("detection", {}).values():
             found["curve"] = (CURVE ** (1 - found["auroc"] + 0.01)).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from untaint import run
+from untaint.bench import sweeps
 from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, core_minutes, grouped, labels, mean_asr
 from untaint.bench.measures import CURVE
 
@@ -22,11 +23,12 @@ CLEAN, PROBES = "#444444", "#000000"
 
 
 def draw(results: Sequence[Result], folder: Path, kinds: Collection[str] | None = None) -> list[Path]:
-    """Write an SVG per setting and kind of plot (roc, rejection, cost, scores, trajectories; default all); return their paths.
+    """Write an SVG per setting and kind of plot (roc, rejection, cost, scores, trajectories; default all), and one of sweeps; return their paths.
 
     ROC curves per attack (false positive rate on a log axis), attack success and clean accuracy
     against the share rejected, quality against seconds, histograms of scores and, from BaDLoss's
-    watcher, quartiles of the loss per epoch for each kind of rows.
+    watcher, quartiles of the loss per epoch for each kind of rows. ``sweep``: detection along each thing that takes three values
+    and more while all else stays.
     """
     groups = [group for group in grouped(results) if group.finished]
     paths = []
@@ -36,6 +38,10 @@ def draw(results: Sequence[Result], folder: Path, kinds: Collection[str] | None 
             figure = plot(title, own) if kinds is None or kind in kinds else None
             if figure is not None:
                 paths.append(_save(figure, folder / f"{_file(title)}-{kind}.svg"))
+    if kinds is None or "sweep" in kinds:
+        figure = sweeps.plot([result for group in groups for result in group.finished], COLOURS)
+        if figure is not None:
+            paths.append(_save(figure, folder / "sweep.svg"))
     return paths
 
 
