@@ -16,7 +16,19 @@ from untaint import samples
 from untaint.attacks import ATTACKS
 from untaint.defenses import Task, _recovered
 from untaint.defenses._pattern import LEAST, Found, SharedPattern, patterns
-from untaint.defenses._recovered import Recovered, alone_in, keep, kept, recover, shared, success, triggers, unusual
+from untaint.defenses._recovered import (
+    Recovered,
+    alone_in,
+    keep,
+    kept,
+    looked_for,
+    recover,
+    shared,
+    success,
+    triggers,
+    unusual,
+    worth_a_test,
+)
 from untaint.errors import RunError
 from untaint.examples import Examples
 from untaint.poisoning import poison
@@ -294,10 +306,12 @@ def test_what_a_class_has_by_degrees_is_no_kind_of_its_own(tmp_path):
     here = task(
         tmp_path, Examples.of(images.clip(0, 255).astype(np.uint8), examples.labels), probes=np.arange(1, 400, 3)
     )
-    best = max(shared(here), key=lambda own: own.pattern.excess)
-    assert best.pattern.label == 0
-    assert best.pattern.excess > 3
-    assert best.pattern.between > 1
+    found = looked_for(here)
+    best = max(found.patterns, key=lambda own: own.excess)
+    assert best.label == 0
+    assert best.excess > 3
+    assert best.between > 1
+    assert not alone_in(found).any()
 
 
 def test_only_what_stands_apart_is_unusual(tmp_path, monkeypatch):
@@ -306,6 +320,29 @@ def test_only_what_stands_apart_is_unusual(tmp_path, monkeypatch):
     monkeypatch.setattr(_recovered, "patterns", lambda _, sets: [Found({}, natural_and(*strong), factor)] * len(sets))
     found = {own.pattern.label: own.unusual for own in shared(task(tmp_path, pictures())) if own.pattern.excess == 6}
     assert found == {1: True, 2: False}
+
+
+@pytest.mark.parametrize(
+    ("excess", "between", "rows", "most", "worth"),
+    [
+        (2.6, 0.2, 30, False, True),
+        (2.4, 0.2, 30, False, False),  # too little, whatever is usual
+        (2.6, 5.0, 30, False, True),  # what comes by degrees may work too, and is shown with its figures
+        (2.6, 0.2, 80, True, True),
+        (2.6, 0.2, 81, True, False),  # nineteen others of the class are left
+        (2.6, 5.0, 80, True, False),
+    ],
+)
+def test_what_is_worth_a_test_has_more_than_most_natural_patterns(excess, between, rows, most, worth):
+    own = replace(one(rows=range(rows), excess=excess).pattern, between=between, most=most)
+    counts = np.array([100, 100, 100])
+    assert worth_a_test(Found({}, natural_and(own), torch.eye(2)), counts)[-1] == worth
+    natural = [replace(one(excess=value).pattern, between=5.0) for value in np.linspace(2, 4, 50)]
+    assert not worth_a_test(Found({}, [*natural, own], torch.eye(2)), counts)[-1]
+    assert worth_a_test(Found({}, [*natural, replace(own, excess=6.0)], torch.eye(2)), counts)[-1] == (
+        worth or excess == 2.4
+    )
+    assert worth_a_test(Found({}, [], torch.eye(2)), counts).tolist() == []
 
 
 def test_without_training_patterns_are_not_looked_for_anew(tmp_path):

@@ -41,7 +41,8 @@ NARROWEST = 0.5  # the deviation of excess is not taken for smaller
 ANYWAY = 0.1  # of the way out to those who have a pattern: so far beyond the rest of the class others may lie (triggers: .01; bold signs: .4)
 FEWEST = 8  # patterns that stand a little apart, so many of which can show how much less what stands far apart has
 NEARBY = 0.1  # added to how many lie halfway out, before logarithms are taken
-TRIED = 2.5  # excess from which on a pattern is put to the test
+TRIED = 2.5  # excess from which on a pattern is put to the test, if that is more than most natural ones have
+FEWEST_LEFT = 20  # rows of a class without what most of it has
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
 TIMES = 3.0  # times as many as the witness
@@ -89,12 +90,8 @@ def shared(task: Task) -> list[Recovered]:
                 f"{task.scratch} has no finished patterns. Finish the run first, or scan anew with another --out."
             )
         found = looked_for(task)
-        alone = alone_in(found)
+        alone, tried = alone_in(found), worth_a_test(found, task.examples.counts())
         excess = [own.excess for own in found.patterns]
-        tried = [
-            value >= TRIED and not (own.most and own.between >= HALFWAY)
-            for value, own in zip(excess, found.patterns, strict=True)
-        ]
         worth = [index for index in np.argsort(excess)[::-1] if alone[index] or tried[index]][:MOST_TRIED]
         pictures = found.sharpened([found.patterns[index] for index in worth])
         keep(
@@ -130,6 +127,18 @@ def alone_in(found: Found) -> NDArray[np.bool_]:
     alone = np.zeros(len(some), dtype=bool)
     alone[some] = unusual(excess[some], between[some], home[some])
     return alone
+
+
+def worth_a_test(found: Found, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which of the patterns found are laid over other pictures: those with more excess than most natural ones.
+
+    What most of a class has must be a kind of its own, and leave enough of the class to be held against. ``counts``: of pictures, by class.
+    """
+    excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
+    least = max(TRIED, sum(_natural(excess, between)))
+    left = np.array([counts[own.label] - len(own.rows) for own in found.patterns])
+    most = np.array([own.most for own in found.patterns], dtype=bool)
+    return np.asarray((excess >= least) & (~most | ((between < HALFWAY) & (left >= FEWEST_LEFT))))
 
 
 def keep(task: Task, found: Sequence[Recovered]) -> None:
@@ -202,11 +211,8 @@ def unusual(excess: NDArray[np.float64], between: NDArray[np.float64], home: NDA
     where the class differs from others anyway (signs are bold or faint): the others then lie beyond its rest, seen from those who have it. Nor
     is one called unusual which others lie towards: then it may be the rest of the class that is poisoned, and models must say.
     """
-    usual = excess[between >= HALFWAY]
-    several = len(usual) + PRIOR
-    mean = (usual.sum() + PRIOR * KNOWN[0]) / several
-    scatter = np.square(usual - mean).sum() + PRIOR * (KNOWN[1] ** 2 + (mean - KNOWN[0]) ** 2)
-    deviation = max(float(np.sqrt(scatter / (several - 1))), NARROWEST) * np.sqrt(1 + 1 / several)
+    mean, deviation = _natural(excess, between)
+    several = np.count_nonzero(between >= HALFWAY) + PRIOR
     beyond = (excess - mean) / deviation + np.minimum(_less(excess, between) / deviation, 1.0)
     found = np.zeros(len(excess), dtype=bool)
     for low, high in ((0, FAR), (FAR, HALFWAY)):
@@ -216,6 +222,16 @@ def unusual(excess: NDArray[np.float64], between: NDArray[np.float64], home: NDA
         passed = beyond[furthest] > stats.t.ppf(1 - chance, several - 1)
         found[furthest[np.minimum.accumulate(passed)]] = True
     return found
+
+
+def _natural(excess: NDArray[np.float64], between: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the mean excess of natural patterns, of which those that come by degrees tell, and the deviation of one more."""
+    usual = excess[between >= HALFWAY]
+    several = len(usual) + PRIOR
+    mean = (usual.sum() + PRIOR * KNOWN[0]) / several
+    scatter = np.square(usual - mean).sum() + PRIOR * (KNOWN[1] ** 2 + (mean - KNOWN[0]) ** 2)
+    deviation = max(float(np.sqrt(scatter / (several - 1))), NARROWEST) * np.sqrt(1 + 1 / several)
+    return float(mean), float(deviation)
 
 
 def _less(excess: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[np.float64]:

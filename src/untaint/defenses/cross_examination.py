@@ -88,7 +88,7 @@ class CrossExamination(Detector):
     learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
-    version: ClassVar[int] = 6
+    version: ClassVar[int] = 7
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "steps", "views", "patterns", "without")
 
