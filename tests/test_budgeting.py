@@ -94,6 +94,8 @@ def test_a_budget_chooses_the_detector_itself(tmp_path):
             ut.scan(pictures(90), out=tmp_path / "run", budget=5, **given)
 
 
-@pytest.mark.parametrize(("seconds", "said"), [(89, "89 seconds"), (120, "2 minutes"), (5400, "1.5 hours")])
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0, "some seconds"), (89, "89 seconds"), (120, "2 minutes"), (5400, "1.5 hours")]
+)
 def test_times_are_said_as_people_do(seconds, said):
     assert minutes_text(seconds) == said

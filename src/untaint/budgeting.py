@@ -59,6 +59,8 @@ def seconds_of(task: Task, judge: Detector, retrain: bool, found: Trial) -> floa
 
 def minutes_text(seconds: float) -> str:
     """Say how long something takes."""
+    if seconds < 10:
+        return "some seconds"
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
