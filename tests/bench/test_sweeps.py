@@ -89,4 +89,7 @@ def test_sweeps_are_one_plot_and_results_without_them_none(tmp_path):
     assert b"poisoned by each attacker" not in first
     assert draw(results, tmp_path, ["sweep"]) == [path]
     assert path.read_bytes() == first
+    for result in results:
+        result["removal"] = {"rejected": 0, "poisoned": 0}
+    assert draw(results, tmp_path, ["sweep"]) == [path]
     assert draw(results[:1], tmp_path / "none", ["sweep"]) == []

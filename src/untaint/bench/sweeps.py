@@ -125,9 +125,8 @@ def plot(results: Sequence[Result], colours: Sequence[str]) -> Any:
                 ]
                 shown = [(place, fmean(some)) for place, some in points if some]
                 colour = colours[names.index(sweep.called) % len(colours)]
-                axis.plot(
-                    *zip(*shown, strict=True), "o-", color=colour, label=sweep.called, linewidth=1.4, markersize=4
-                )
+                across, up = [place for place, _ in shown], [value for _, value in shown]
+                axis.plot(across, up, "o-", color=colour, label=sweep.called, linewidth=1.4, markersize=4)
             axis.set_xticks(range(len(ticks)), [f"{value:g}" for value in ticks])
             axis.set_ylim(-0.02, 1.02)
             axis.grid(True, color="#e6e6e6", linewidth=0.6)
