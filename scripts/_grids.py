@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from _markdown import table
+from _markdown import machines, table
 from _words import on_models, on_probes, on_resnet18, what_it_says
 from scipy import stats
 
@@ -54,14 +54,13 @@ def benchmark(path: Path) -> str:
     cells = sum(len(defenders) for _, defenders in grid.cells)
     if not found:
         return ""
-    machines = sorted({result["hardware"] for result in found})
     if grid.name in TABLES:
         tables = [TABLES[grid.name](found), shown(grid.name)]
     else:
         per_attack = render(found, "markdown", per_attack=True).partition("Beware:")[0]
         tables = [render(found, "markdown"), per_attack, shown(grid.name)]
     words = WORDS[grid.name](found) if grid.name in WORDS else ""
-    said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {'; '.join(machines)}."
+    said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {machines(result['hardware'] for result in found)}."
     return "\n\n".join(filter(None, [f"## {grid.title}", said, *tables, words]))
 
 

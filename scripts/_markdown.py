@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from untaint.bench.groups import spread
 
@@ -18,3 +18,14 @@ def percent(values: Sequence[float]) -> str:
         return ""
     mean, deviation = found
     return f"{100 * mean:.1f} %" if deviation is None else f"{100 * mean:.1f} ± {100 * deviation:.1f} %"
+
+
+def machines(hardware: Iterable[str]) -> str:
+    """On what some results were made, from what each says of it."""
+    told = sorted(set(hardware))
+    parted = [text.partition(" threads of ") for text in told]
+    if not all(count.isdigit() and name for count, _, name in parted):
+        return "; ".join(told)
+    counts = sorted({int(count) for count, _, _ in parted})
+    names = " or ".join(dict.fromkeys(name for _, _, name in parted))
+    return f"{' or '.join(map(str, counts))} thread{'' if counts == [1] else 's'} of {names}"

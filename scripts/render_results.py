@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from _grids import ROOT, benchmark, plots
-from _markdown import percent, table
+from _markdown import machines, percent, table
 from _scans import section
 from _words import fooling
 
@@ -63,7 +63,7 @@ def readme(text: str) -> str:
             ]
             rows.append([name, *(percent(some) for some in values)])
     first = own[0].finished
-    machines = sorted({result["hardware"] for group in own for result in group.finished})
+    made_on = machines(result["hardware"] for group in own for result in group.finished)
     poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
     seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
     if single := next((group for group in own if len(group.seeds) == 1 and len(first) > 1), None):
@@ -86,7 +86,7 @@ def readme(text: str) -> str:
     missed += f" Fooling even a model that saw no poison: {', '.join(alone)}." if alone else ""
     said = (
         f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
-        f"small networks, {' and '.join(machines)}; {seeds}.{missed}"
+        f"small networks, {made_on}; {seeds}.{missed}"
     )
     return before + begin + "\n" + table(head, rows) + "\n\n" + said + "\n" + end + after
 
@@ -94,11 +94,11 @@ def readme(text: str) -> str:
 def speed() -> str:
     """One table of what the benchmarks of speed and memory measured."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "results/speed").glob("*.json"))]
-    machines = sorted({f"{facts['hardware']}, torch {facts['torch']}" for facts in found})
+    made_on = sorted({f"{facts['hardware']}, torch {facts['torch']}" for facts in found})
     rows = [[own["what"], own["figure"], own["limit"]] for facts in found for own in facts["figures"]]
     said = "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth and more."
     return "\n\n".join(
-        ["## Speed and memory", f"{'; '.join(machines)}. {said}", table(["what", "measured", "asked"], rows)]
+        ["## Speed and memory", f"{'; '.join(made_on)}. {said}", table(["what", "measured", "asked"], rows)]
     )
 
 
