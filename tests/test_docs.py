@@ -236,6 +236,7 @@ def test_the_options_tables_give_the_defaults() -> None:
     assert f"| `neighbours`, `views` | {own.neighbours}, {own.views} |" in page
     assert f"| `steps` | {own.steps} |" in page
     assert f"| `own` | {own.own} |" in page
+    assert f"| `learned` | {own.learned} |" in page
     for rule in ("fraction", "gap", "false-discovery"):
         from untaint.scores import RULES, parse_rule
 
