@@ -74,13 +74,66 @@ def test_what_the_witness_was_trained_on_or_did_not_see_says_nothing():
     assert not learned([view(labels, features)], unseen, nobody(labels), labels).any()
 
 
-def test_few_make_no_trigger():
-    labels, features, witness = made(many, poison=_learned.FEWEST - 1)
-    assert not learned([view(labels, features, count=5)], witness, nobody(labels), labels).any()
+@pytest.mark.parametrize(("poison", "known"), [(7, False), (8, True)])
+def test_few_make_no_trigger(poison, known):
+    labels, features, witness = made(many, poison=poison)
+    found = learned([view(labels, features, count=5)], witness, nobody(labels), labels)
+    assert np.array_equal(np.flatnonzero(found), np.arange(poison if known else 0))
+
+
+def drawn(company, answers, classes=CLASSES):
+    """What is found in class 0 of 100 rows: ``answers`` of the witness to rows that are taught, ``company`` of rows; the others keep that of the last 10."""
+    labels = np.repeat(np.arange(classes), EACH)
+    witness = labels.astype(np.int32)
+    for row, answer in answers.items():
+        witness[row] = answer
+    near = np.tile(np.arange(EACH - 10, EACH), (EACH, 1))
+    for row, others in company.items():
+        near[row] = others
+    seen = SimpleNamespace(predicted=lambda: labels.astype(np.int32))
+    one = SimpleNamespace(out_of_fold=seen, near=[(np.arange(EACH), near)])
+    return learned([one], witness, nobody(labels), labels)[:EACH]
+
+
+TRIGGER = {row: 1 + row % 9 for row in range(11)}  # eleven rows that are taught, each in the company of the ten others
+TOGETHER = {row: [other for other in TRIGGER if other != row] for row in TRIGGER}
+UNTAUGHT = list(range(90, 100))
+
+
+@pytest.mark.parametrize(("between", "known"), [(22, True), (23, False)])
+def test_more_than_twice_as_many_between_are_hard_pictures_by_degrees(between, known):
+    company = TOGETHER | {row: list(range(5)) + UNTAUGHT[:5] for row in range(20, 20 + between)}
+    assert np.array_equal(np.flatnonzero(drawn(company, TRIGGER) == 1), list(TRIGGER) if known else [])
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ([1, 1, 1, 1, 2, 2, 3, 3, 4, 4], False),  # 3.6 classes in effect: enough around a row, and not for all of them
+        ([1, 1, 1, 2, 2, 2, 3, 3, 4, 4], False),  # 3.8
+        ([1, 1, 2, 2, 3, 3, 4, 4, 5, 5], True),
+    ],
+)
+def test_where_there_are_six_classes_four_of_them_must_be_said(said, known):
+    answers = dict(enumerate([*said, *said]))
+    company = {row: list(range(10, 20)) if row < 10 else list(range(10)) for row in range(20)}
+    assert np.array_equal(np.flatnonzero(drawn(company, answers, classes=6)), np.arange(20 if known else 0))
+
+
+def test_those_two_steps_from_the_core_have_it_and_no_further():
+    hard = dict.fromkeys(range(30, 40), 3)  # taught, and all taken for one class
+    chain = {
+        20: [*range(30, 37), 0, 90, 91],
+        21: [*range(30, 38), 20, 90],
+        22: [*range(30, 38), 21, 90],
+    }
+    found = drawn(TOGETHER | chain, TRIGGER | hard)
+    assert np.array_equal(np.flatnonzero(found == 1), [*TRIGGER, 20, 21])
+    assert found[22] == 0
 
 
 def test_a_class_that_the_witness_does_not_know_by_degrees_has_none():
-    """Everywhere in the class some are hard: most of them lie between, and few reach seven of ten by chance."""
+    """Everywhere in the class some are hard: most of them lie between, and few reach seven of ten by chance, of which none keep together."""
     labels, features, witness = made(many, poison=0)
     hard = np.random.default_rng(1).permutation(EACH)[:45]
     witness[hard] = many(np.arange(45))
