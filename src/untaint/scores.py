@@ -179,9 +179,7 @@ class Above:
         """Return the verdict; labels play no part."""
         open_rows = _open_rows(scores, probes)
         worst = open_rows[scores.values[open_rows] > self.score]
-        return _verdict(
-            self, scores, worst, f"{len(worst):,} rows score above {self.score:g}, the limit that was asked for."
-        )
+        return _verdict(self, scores, worst, f"{len(worst):,} rows score above {self.score:g}, the limit of this rule.")
 
 
 @dataclass(frozen=True)
