@@ -88,6 +88,15 @@ def test_the_same_rows_as_in_memory(photos, tmp_path):
     assert np.array_equal(poison(load(photos / "train"), ATTACKED, seed=5)[1].attack, ledger.attack)
 
 
+def test_who_is_chosen_by_a_model_is_the_same_as_in_memory(photos, tmp_path):
+    attack = ATTACKS.build("patch:target=cat,rate=0.1,selection=near-target")
+    ledger = write_poisoned(photos / "train", [attack], tmp_path / "out", seed=5, spare=np.arange(10))
+    examples = load(photos / "train")
+    in_memory, by_lot = (poison(examples, [one], seed=5, spare=np.arange(10))[1] for one in (attack, ATTACKED[0]))
+    assert np.array_equal(in_memory.attack, ledger.attack)
+    assert not np.isin(ledger.poisoned(), by_lot.poisoned()).all()
+
+
 def test_files_do_not_tell_who_was_poisoned(photos, tmp_path):
     ledger = write_poisoned(photos / "train", ATTACKED, tmp_path / "out")
     headers, times = set(), set()

@@ -18,7 +18,7 @@ from untaint import run
 from untaint.attacks import Attack
 from untaint.errors import InputError, RunError, SourceError
 from untaint.examples import Examples
-from untaint.poisoning import Change, Ledger, applied, attack_names, plan
+from untaint.poisoning import Change, Ledger, applied, attack_names, plan, selected
 from untaint.progress import Progress, Silent
 from untaint.sources import Source, Unreadable, load, open_source
 from untaint.writers import FolderWriter, PictureWriter, TableWriter, as_png
@@ -65,12 +65,14 @@ def write_poisoned(
         few = [f"{len(part.class_names)} classes ({', '.join(part.class_names[:5])}, ...)" for part in (opened, test)]
         raise SourceError(f"the training set has {few[0]}, but the test set {few[1]}. Give parts of one data set.")
     form = form or ("folder" if type(opened).__name__ == "FolderSource" else "parquet")
-    if any(type(attack).ready is not Attack.ready for attack in attacks):
-        small = load(opened, progress=progress)
-        attacks = [attack.ready(small, seed=seed, progress=progress) for attack in attacks]
     examples = _without_pictures(opened)
     spared = examples.rows[:0] if spare is None else examples.find(spare)
-    ledger = _plan(opened, examples, attacks, seed, spared)
+    chosen = None
+    if any(type(attack).ready is not Attack.ready or attack.selection != "lot" for attack in attacks):
+        small = load(opened, progress=progress)
+        attacks = [attack.ready(small, seed=seed, progress=progress) for attack in attacks]
+        chosen = selected(small, attacks, seed=seed, spare=spared, progress=progress)
+    ledger = _plan(opened, examples, attacks, seed, spared, chosen)
     with paths.unfinished():
         train = _Part(opened, form, paths.data(form, "train", test is not None))
         keys = train.write(_Poisoned(opened, attacks, ledger).pictures(), progress, "poison")
@@ -275,13 +277,19 @@ def _without_pictures(source: Source) -> Examples:
 
 
 def _plan(
-    source: Source, examples: Examples, attacks: Sequence[Attack], seed: int, spared: NDArray[np.int64]
+    source: Source,
+    examples: Examples,
+    attacks: Sequence[Attack],
+    seed: int,
+    spared: NDArray[np.int64],
+    chosen: Sequence[NDArray[np.int64] | None] | None,
 ) -> Ledger:
     """Choose who is poisoned among the pictures that can be read; only chosen ones are tried."""
     tried: set[int] = set()
     unreadable: list[int] = []
     while True:
-        ledger = plan(examples, attacks, seed=seed, spare=np.union1d(spared, np.array(unreadable, dtype=np.int64)))
+        spare = np.union1d(spared, np.array(unreadable, dtype=np.int64))
+        ledger = plan(examples, attacks, seed=seed, spare=spare, preferred=chosen)
         new = [row for row in np.flatnonzero(ledger.attack >= 0).tolist() if row not in tried]
         before = len(unreadable)
         for row in new:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from untaint import rng, run, spec
 from untaint.attacks import ATTACKS, Attack
+from untaint.attacks._selection import preferred
 from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
 
-__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "stamped", "stronger", "triggered"]
+__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "selected", "stamped", "stronger", "triggered"]
 
 BLOCK_BYTES = 2**24  # pictures are stamped in blocks of about this size, which stay in the processor's cache
 
@@ -129,13 +130,14 @@ def poison(
 
     The attacks share no picture; but of each attack's a share ``overlap`` gets the trigger of the next attack too, on top,
     and keeps its label and its place in the ledger. ``spare``: rows that are left alone, such as the probes. Nothing
-    given is changed; attacks that compute their trigger from the data do so first.
+    given is changed; attacks that compute their trigger from the data, or choose whom to poison by a model, do so first.
     """
     if not 0 <= overlap <= 1:
         raise SpecError(f"overlap is {overlap}; give a share from 0 to 1.")
     progress = progress or Silent()
     ready = [attack.ready(examples, seed=seed, progress=progress) for attack in attacks]
-    ledger = plan(examples, ready, seed=seed, spare=spare)
+    chosen = selected(examples, ready, seed=seed, spare=spare, progress=progress)
+    ledger = plan(examples, ready, seed=seed, spare=spare, preferred=chosen)
     images, labels = np.array(examples.images), examples.labels.copy()
     for number, attack in enumerate(ready):
         rows, covers = ledger.poisoned(number), ledger.covers(number)
@@ -150,10 +152,35 @@ def poison(
     return replace(examples, images=images, labels=labels), ledger  # not even ``source`` tells a defence what was done
 
 
+def selected(
+    examples: Examples,
+    attacks: Sequence[Attack],
+    *,
+    seed: int = 0,
+    spare: NDArray[np.integer] | None = None,
+    progress: Progress | None = None,
+) -> list[NDArray[np.int64] | None]:
+    """Return for each attack whom it would like to poison most, the best first, as a model of the attacker's says; None: it draws by lot."""
+    spared = np.empty(0, np.int64) if spare is None else np.asarray(spare)
+    told = progress or Silent()
+    return [
+        preferred(attack, examples, name=ATTACKS.name_of(attack), seed=seed, spare=spared, progress=told)
+        for attack in attacks
+    ]
+
+
 def plan(
-    examples: Examples, attacks: Sequence[Attack], *, seed: int = 0, spare: NDArray[np.integer] | None = None
+    examples: Examples,
+    attacks: Sequence[Attack],
+    *,
+    seed: int = 0,
+    spare: NDArray[np.integer] | None = None,
+    preferred: Sequence[NDArray[np.int64] | None] | None = None,
 ) -> Ledger:
-    """Return the ledger of an attack to come: who will be poisoned. Looks at labels only."""
+    """Return the ledger of an attack to come: who will be poisoned. Looks at labels only.
+
+    ``preferred``: what ``selected`` returned; without it all draw by lot, as many as they otherwise would.
+    """
     texts = tuple(spec.text(ATTACKS.name_of(attack), attack) for attack in attacks)
     for text in texts:
         if texts.count(text) > 1:
@@ -169,8 +196,11 @@ def plan(
     free = np.setdiff1d(examples.rows, np.empty(0, np.int64) if spare is None else np.asarray(spare))
     for cover in (False, True):  # poison of all attacks first: covers do not change who is poisoned
         for number, attack in enumerate(attacks):
-            choose = attack.choose_covers if cover else attack.choose
-            rows = choose(examples, free, seed=seed)
+            if cover:
+                rows = attack.choose_covers(examples, free, seed=seed)
+            else:
+                wanted = None if preferred is None else preferred[number]
+                rows = attack.choose(examples, free, seed=seed, preferred=wanted)
             ledger.attack[rows], ledger.cover[rows] = number, cover
             ledger.target[rows] = attack.target_in(examples.class_names)
             free = np.setdiff1d(free, rows, assume_unique=True)

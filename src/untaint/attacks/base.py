@@ -12,18 +12,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self, final
+from typing import ClassVar, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint import rng
+from untaint import rng, spec
 from untaint.errors import InputError, SpecError, did_you_mean
 from untaint.examples import Examples
 from untaint.progress import Progress
 
 __all__ = ["LARGE_SIDE", "Attack", "CleanLabel", "check_share", "is_large", "mix", "shift"]
 
+CANDIDATES = 3  # times as many as are poisoned, from which an attacker chooses who does not by lot
 LARGE_SIDE = 128  # pixels; the papers' constants for ImageNet-sized pictures hold from here on
 
 
@@ -35,6 +36,8 @@ class Attack(ABC):
     ``rate``: the share of the whole set that is poisoned.
     ``cover_rate``: the share of the whole set that is stamped too but keeps its label, from
     classes other than the target, so that a model separates poison less (Qi et al., 2023).
+    ``selection``: who is poisoned, out of three times as many, is chosen by a model that the attacker trains: those learned most like clean
+    pictures of the target (``clean-like``), or those that are taken for it anyhow (``near-target``); else by ``lot``.
 
     Write ``stamp``. Write ``trigger`` if the picture shown at test time differs, ``cover`` if
     covers do, and ``ready`` if something must be computed from the data first.
@@ -43,6 +46,7 @@ class Attack(ABC):
     target: str | int = "0"
     rate: float | None = 0.01
     cover_rate: float = 0.0
+    selection: Literal["lot", "clean-like", "near-target"] = "lot"
 
     clean_label: ClassVar[bool] = False
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
@@ -104,15 +108,41 @@ class Attack(ABC):
         )
 
     @final
-    def choose(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-        """Return the rows to poison, ascending, out of the ``free`` ones.
+    def choose(
+        self,
+        examples: Examples,
+        free: NDArray[np.int64],
+        *,
+        seed: int,
+        preferred: NDArray[np.int64] | None = None,
+    ) -> NDArray[np.int64]:
+        """Return the rows to poison, ascending, out of the ``free`` ones; of ``preferred`` ones the first, where they are given.
 
         The same picture is chosen whatever the other options are, so that settings can be compared.
         Raises InputError where the share gives no row, or more rows than are free.
         """
+        free = self._eligible(examples, free)
+        if preferred is None:
+            return self._draw("poison", free, self._wanted(examples), seed)
+        preferred = preferred[np.isin(preferred, free)]
+        return np.sort(preferred[: self._count(preferred, self._wanted(examples))])
+
+    @final
+    def candidates(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
+        """Return rows, ascending, from which to choose whom to poison: three times as many, or all that are free."""
+        free = self._eligible(examples, free)
+        option, said, count = self._wanted(examples)
+        self._count(free, (option, said, count))
+        purpose = f"candidates/{spec.text('', self)}"  # two attackers of one kind do not look at the same ones
+        return self._draw(purpose, free, (option, said, min(CANDIDATES * count, len(free))), seed)
+
+    def _eligible(self, examples: Examples, free: NDArray[np.int64]) -> NDArray[np.int64]:
+        of_target = examples.labels[free] == self.target_in(examples.class_names)
         if self.clean_label:
-            free = free[examples.labels[free] == self.target_in(examples.class_names)]
-        return self._draw("poison", free, self._wanted(examples), seed)
+            return np.asarray(free[of_target])
+        return (
+            free if self.selection == "lot" else np.asarray(free[~of_target])
+        )  # its own keep their label, and would come first
 
     @final
     def choose_covers(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
@@ -134,13 +164,17 @@ class Attack(ABC):
     def _draw(
         self, purpose: str, free: NDArray[np.int64], wanted: tuple[str, str, int], seed: int
     ) -> NDArray[np.int64]:
+        return rng.choose(seed, f"attacks/{type(self).__name__.lower()}/{purpose}", free, self._count(free, wanted))
+
+    def _count(self, free: NDArray[np.int64], wanted: tuple[str, str, int]) -> int:
+        """Return how many rows are wanted; refuses none, and more than are free."""
         name = type(self).__name__.lower()
         option, said, count = wanted
         if count == 0:
             raise InputError(f"{said} is no picture for '{name}'. Raise {option}.")
         if count > len(free):
             raise InputError(f"{said} is {count} for '{name}', but only {len(free)} are free for it. Lower {option}.")
-        return rng.choose(seed, f"attacks/{name}/{purpose}", free, count)
+        return count
 
 
 @dataclass(frozen=True, kw_only=True)
