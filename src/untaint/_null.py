@@ -86,7 +86,7 @@ def fit(values: NDArray[np.float64], probes: NDArray[np.float64]) -> Null:
         middle = float(np.sqrt(low * high))
         low, high = (low, middle) if _fits(replace(null, factor=middle), probes) else (middle, high)
     more = (
-        f"{high:.2g} times as many are expected"
+        f"{float(f'{high:.2g}'):,.9g} times as many are expected"
         if high < HIGHEST / 2
         else "nothing there can be told from what is clean"
     )
