@@ -28,6 +28,7 @@ WORDS = {
     "probes": on_probes,
     "examination": on_models,
     "adaptive": on_models,
+    "robustness": on_models,
 }
 DETECTED = [
     "AUROC",
@@ -117,11 +118,9 @@ def alarms(found: Sequence[Result]) -> str:
 
 def detected(found: Sequence[Result]) -> str:
     """One line for each setting and detector: how well poison is told from the rest, and who is set aside."""
-    groups = [group for group in grouped(found) if group.defence != "none"]
-    several, noisy = (
-        len({group.called for group in groups}) > 1,
-        any("label noise" in one["detection"] for one in found),
-    )
+    groups = [group for group in grouped(found) if group.defence not in ("none", "oracle")]
+    several = len({group.called for group in groups}) > 1
+    noisy = any("label noise" in one["detection"] for group in groups for one in group.finished)
     rows = []
     for group in groups:
         for result in group.finished:

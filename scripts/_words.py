@@ -199,19 +199,24 @@ def on_probes(found: Sequence[Result]) -> str:
 
 
 def on_models(found: Sequence[Result]) -> str:
-    """What models do that were trained on everything, and on what cross-examination kept."""
+    """What models do that were trained on everything, on what cross-examination kept, and on what is clean where that was measured."""
     groups = grouped([result for result in found if "model" in result])
     said = []
     for title in dict.fromkeys(group.title for group in groups):
         own = Figures.of(groups, title)
         if {"none", CROSS} <= set(own.own):
             before, after = own.own["none"], own.own[CROSS]
+            models = [own.own[name] for name in ("none", CROSS, "oracle") if name in own.own]
+            called = labels(attackers([before]))
             each = [
-                f"{own.called[text]} {100 * fmean(rate(before, name)):.0f} to {100 * fmean(rate(after, name)):.0f} %"
-                for name, text in zip(before.finished[0]["poisoned"], attackers([before]), strict=True)
+                f"{name_of} {' to '.join(f'{100 * fmean(rate(model, name)):.0f}' for model in (before, after))} %"
+                + "".join(f" ({100 * fmean(rate(model, name)):.0f} %)" for model in models[2:])
+                for name, name_of in zip(before.finished[0]["poisoned"], called, strict=True)
             ]
+            clean = f", without the poison {own.asr('oracle'):.1f} %" if len(models) > 2 else ""
             said.append(
-                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after cross-examination {own.asr(CROSS):.1f} %, {own.points(CROSS)}. By attack: {', '.join(each)}."
+                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after cross-examination {own.asr(CROSS):.1f} %{clean}, {own.points(CROSS)}. "
+                f"By attack{' (without the poison)' if clean else ''}: {', '.join(each)}."
             )
     return "\n\n".join(said)
 

@@ -74,6 +74,8 @@ class Result:
 def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | None, retrain: bool) -> Result:
     """Decide, write what was found, and train on what is kept."""
     verdict = obey(judge.decide(scores, task), Path(marks) if marks else None, task)
+    aside = np.flatnonzero(verdict.rejected)
+    scores = replace(scores, triggers=tuple(one for one in scores.triggers if np.isin(one.rows, aside).any()))
     facts, groups = _facts(task), judge.groups(scores, verdict, task)
 
     def written(stages: Sequence[str]) -> dict[str, Any]:

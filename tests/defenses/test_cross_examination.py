@@ -215,6 +215,26 @@ def test_the_planted_square_is_recovered_and_works_on_the_watchers_only(found):
     assert all("a part of a trigger" in said for said in judge.explain(scores, doubtful))
 
 
+@pytest.mark.parametrize(
+    ("many", "unusual", "seen", "added"),
+    [(20.0, False, 0.9, 4.0), (19.0, False, 0.9, 1.5), (19.0, True, 0.0, 4.0), (20.0, False, 0.0, 0.0)],
+)
+def test_what_is_proven_or_unusual_adds_more_than_what_works(many, unusual, seen, added):
+    pattern = SharedPattern(
+        label=0,
+        excess=2.0,
+        between=0.1,
+        rows=np.array([1, 3]),
+        change=np.zeros((3, 4, 4), np.float32),
+        doubtful=np.array([4]),
+        nearly=np.array([0.5], np.float32),
+        many=many,
+    )
+    parts = cross_examination._counted([Recovered(pattern, pattern.change, unusual=unusual, seen=seen, unseen=0.0)], 6)
+    assert parts["trigger"].tolist() == [0, added, 0, added, added / 4, 0]
+    assert parts["works"].tolist() == [0, float(seen > 0.5), 0, float(seen > 0.5), 0, 0]
+
+
 def test_the_planted_pictures_are_one_group_which_one_trigger_binds(found):
     here, poison, judge, scores, verdict = found
     groups = judge.groups(scores, verdict, here)

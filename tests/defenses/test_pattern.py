@@ -83,6 +83,7 @@ def test_a_tail_is_counted_as_one_would_by_hand(values, others, probes, seed):
     best = max(ratio(cut) for cut in values)
     telling = min(cut for cut in values if ratio(cut) >= best - 1e-6)
     assert found.cut <= telling + 1e-6
+    assert found.many == pytest.approx(weights[values >= found.cut].sum(), abs=1e-4)
     for value, excess, alike, expected in zip(values, found.excess, found.alike, found.expected, strict=True):
         assert excess == pytest.approx(max(0.0, *(ratio(cut) for cut in values if cut <= value)), abs=1e-4)
         if excess > 0:

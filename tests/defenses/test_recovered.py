@@ -71,7 +71,7 @@ def task(scratch, examples, **changes) -> Task:
     return Task(examples=examples, preset=small.preset(), scratch=scratch, **{**settled, **changes})
 
 
-def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovered:
+def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, many=0.0, **changes) -> Recovered:
     change = np.zeros((3, SIDE, SIDE), np.float32) if change is None else change
     told = {"unusual": False, "seen": 0.9, "unseen": 0.0, **changes}
     pattern = SharedPattern(
@@ -82,6 +82,7 @@ def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, **changes) -> Recovere
         change=change,
         doubtful=np.array([90, 91], dtype=np.int64),
         nearly=np.array([0.5, 0.75], dtype=np.float32),
+        many=many,
     )
     return Recovered(pattern, change / 2, **told)
 
@@ -179,6 +180,15 @@ def test_a_trigger_works_where_it_was_seen_and_there_only(seen, unseen, works):
     assert replace(own, pattern=by_degrees).works is False, "what comes by degrees is natural"
 
 
+@pytest.mark.parametrize(
+    ("many", "most", "seen", "proven"),
+    [(20.0, False, 0.9, True), (19.9, False, 0.9, False), (20.0, True, 0.9, False), (20.0, False, 0.2, False)],
+)
+def test_what_works_and_many_have_is_proven(many, most, seen, proven):
+    own = one(seen=seen)
+    assert replace(own, pattern=replace(own.pattern, many=many, most=most)).proven is proven
+
+
 def test_success_counts_clean_pictures_of_other_classes_that_turn(tmp_path, monkeypatch):
     examples = pictures()
     examples.images[:, 0, 0, 0] = 0
@@ -224,6 +234,7 @@ def test_patterns_come_back_as_they_were_kept(tmp_path, count):
             label=number,
             rows=range(number, 9),
             excess=2.5 + number,
+            many=5.5 * number,
             change=generator.normal(size=(3, SIDE, SIDE)).astype(np.float32),
             unusual=bool(number % 2),
             seen=np.nan if number else 0.5,
@@ -232,11 +243,8 @@ def test_patterns_come_back_as_they_were_kept(tmp_path, count):
     ]
     keep(here, given)
     for before, after in zip(given, kept(here), strict=True):
-        assert (after.pattern.label, after.pattern.excess, after.pattern.between) == (
-            before.pattern.label,
-            before.pattern.excess,
-            0.25,
-        )
+        for name in ("label", "excess", "between", "home", "most", "many"):
+            assert getattr(after.pattern, name) == getattr(before.pattern, name)
         assert after.unusual == before.unusual
         for name in ("rows", "change", "doubtful", "nearly"):
             assert np.array_equal(getattr(after.pattern, name), getattr(before.pattern, name))
@@ -343,6 +351,15 @@ def test_what_is_worth_a_test_has_more_than_most_natural_patterns(excess, betwee
         worth or excess == 2.4
     )
     assert worth_a_test(Found({}, [], torch.eye(2)), counts).tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("many", "between", "most", "worth"),
+    [(20.0, 0.9, False, True), (19.9, 0.9, False, False), (20.0, 1.0, False, False), (200.0, 0.2, True, False)],
+)
+def test_what_many_have_who_are_a_kind_is_worth_a_test_whatever_its_excess(many, between, most, worth):
+    own = replace(one(excess=1.1, many=many).pattern, between=between, most=most)
+    assert worth_a_test(Found({}, natural_and(own), torch.eye(2)), np.array([100, 100, 100]))[-1] == worth
 
 
 def test_without_training_patterns_are_not_looked_for_anew(tmp_path):

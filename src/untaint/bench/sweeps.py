@@ -79,7 +79,11 @@ def swept(results: Sequence[Result]) -> list[Sweep]:
 
 def _places(key: str, result: Result, others: Sequence[Result]) -> Iterator[tuple[str, float]]:
     """Go through what a result has besides ``key``, as text, and its value along it."""
-    setting = {name: value for name, value in result["origin"]["setting"].items() if name not in ("attacks", "seed")}
+    setting = {
+        name: value
+        for name, value in result["origin"]["setting"].items()
+        if name not in ("attacks", "seed", "detect_only")
+    }
     attackers: list[str] = setting.pop("attackers")
     if key == "rate":
         kinds = [_without_rate(text) for text in attackers]

@@ -101,7 +101,7 @@ class SharedPattern:
     it, for each of these that lies near their median. ``home``: where the middle of the other classes lies, as a part of the way out to
     those who have it, from the rest of the class on. ``rows``: who has it, int64. ``change``: float32 (channel, side, side),
     by how much their pictures differ from the rest of the class. ``most``: they are a third of the class and more, seen from the other classes. ``doubtful``: rows in its tail that are not so far out, int64, and
-    ``nearly``: their excess as a part of the whole, float32.
+    ``nearly``: their excess as a part of the whole, float32. ``many``: how many have it, near-duplicates counted once.
     """
 
     label: int
@@ -113,6 +113,7 @@ class SharedPattern:
     nearly: NDArray[np.float32]
     home: float = 0.0
     most: bool = False
+    many: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -332,6 +333,7 @@ def _pattern(pixels: Pixels, members: NDArray[np.int64], side: Side) -> SharedPa
         nearly=excess[doubtful] / excess.max(),
         home=side.home / side.place(),
         most=side.most,
+        many=side.tail.many,
     )
 
 

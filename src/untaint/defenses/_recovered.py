@@ -43,6 +43,7 @@ FEWEST = 8  # patterns that stand a little apart, so many of which can show how 
 NEARBY = 0.1  # added to how many lie halfway out, before logarithms are taken
 TRIED = 2.5  # excess from which on a pattern is put to the test, if that is more than most natural ones have
 FEWEST_LEFT = 20  # rows of a class without what most of it has
+MANY = 20.0  # rows, near-duplicates counted once, that make a part of a class a kind whatever its excess, and what works with them proof
 MOST_TRIED = 200
 WORKS = 0.3  # of other pictures that the watchers must take for its class more than the witness does
 TIMES = 3.0  # times as many as the witness
@@ -79,6 +80,11 @@ class Recovered:
     def works(self) -> bool:
         """Whether it is a trigger: it stands apart, and works where it was seen only."""
         return bool(self.apart and self.seen - self.unseen >= WORKS and self.seen >= TIMES * self.unseen)
+
+    @property
+    def proven(self) -> bool:
+        """Whether it works and many have it: a few tracks of a small class may do so too, and what most of a class has."""
+        return self.works and not self.pattern.most and self.pattern.many >= MANY
 
 
 def shared(task: Task) -> list[Recovered]:
@@ -130,15 +136,19 @@ def alone_in(found: Found) -> NDArray[np.bool_]:
 
 
 def worth_a_test(found: Found, counts: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of the patterns found are laid over other pictures: those with more excess than most natural ones.
+    """Return which of the patterns found are laid over other pictures: those with more excess than most natural ones, and what many have who are a kind.
 
-    What most of a class has must be a kind of its own, and leave enough of the class to be held against. ``counts``: of pictures, by class.
+    These have little excess where other classes have them too, as the covers are of an attacker who knows that excess is looked for. What most of a class has
+    must be a kind of its own, and leave enough of the class to be held against. ``counts``: of pictures, by class.
     """
-    excess, between = (np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between"))
+    excess, between, many = (
+        np.array([getattr(own, name) for own in found.patterns]) for name in ("excess", "between", "many")
+    )
     least = max(TRIED, sum(_natural(excess, between)))
     left = np.array([counts[own.label] - len(own.rows) for own in found.patterns])
     most = np.array([own.most for own in found.patterns], dtype=bool)
-    return np.asarray((excess >= least) & (~most | ((between < HALFWAY) & (left >= FEWEST_LEFT))))
+    kind = between < HALFWAY
+    return np.asarray((~most & kind & (many >= MANY)) | ((excess >= least) & (~most | (kind & (left >= FEWEST_LEFT)))))
 
 
 def keep(task: Task, found: Sequence[Recovered]) -> None:
@@ -156,6 +166,7 @@ def keep(task: Task, found: Sequence[Recovered]) -> None:
         {
             "label": one.pattern.label,
             "many": [len(getattr(one.pattern, name)) for name in RAGGED],
+            "once each": one.pattern.many,
             "excess": one.pattern.excess,
             "between": one.pattern.between,
             "home": one.pattern.home,
@@ -186,8 +197,9 @@ def kept(task: Task) -> list[Recovered]:
                 label=told["label"],
                 excess=told["excess"],
                 between=told["between"],
-                home=told.get("home", 0.0),  # runs of earlier versions know of neither
+                home=told.get("home", 0.0),  # runs of earlier versions know of none of these
                 most=told.get("most", False),
+                many=told.get("once each", 0.0),
                 change=change,
                 **{name: own[index] for name, own in parts.items()},
             ),

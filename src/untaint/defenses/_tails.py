@@ -43,13 +43,15 @@ class Tail:
     """How far out in a tail each row is.
 
     ``excess``: the logarithm of how many times as many rows lie at least as far out as are to be expected there.
-    ``alike``: how many do, and ``expected``. All (rows,). ``cut``: the deviations from which on rows are taken to have what makes the tail.
+    ``alike``: how many do, and ``expected``. All (rows,). ``cut``: the deviations from which on rows are taken to have what makes the tail;
+    ``many``: how many that are, near-duplicates counted once.
     """
 
     excess: NDArray[np.float32]
     alike: NDArray[np.float32]
     expected: NDArray[np.float32]
     cut: float
+    many: float
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def tail(
     telling = int(np.flatnonzero(ratio >= ratio.max())[-1])
     gain = (alike - LIKELIER * expected)[telling:]
     cut = telling + int(np.flatnonzero(gain >= gain.max())[-1])
-    return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]))
+    return Tail(there[0], there[1], there[2], cut=float(sorted_values[cut]), many=float(alike[cut]))
 
 
 def sides_of(

@@ -56,7 +56,7 @@ SHORTEST = 4  # epochs of a watcher; whether longer ones tell more is asked by e
 FEWEST = 10  # probes without an unusual pattern, with which others are compared; with fewer, all are
 COMPANY = " of company"
 WORKS = 1.5  # added to the score of a row with a trigger that works; 3 is about as far as other signs go
-UNUSUAL = 4.0  # with an unusual one: the other signs, which are of what models have learned, may say nothing of it
+SURE = 4.0  # with one that many have, or an unusual one: the other signs, which are of what models have learned, may say nothing of it
 LEARNED = 4.0  # with a trigger that models have learned, whatever pixels show
 PLAIN = 2.0  # a sign of so many deviations is worth a word
 _SAYS = {
@@ -88,7 +88,7 @@ class CrossExamination(Detector):
     learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
-    version: ClassVar[int] = 7
+    version: ClassVar[int] = 8
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "steps", "views", "patterns", "without")
 
@@ -248,9 +248,11 @@ class CrossExamination(Detector):
 def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.float32]]:
     """Return what a trigger adds to the score of each row, and how often it works, as parts of the score."""
     parts = {name: np.zeros(rows, dtype=np.float32) for name in ("trigger", "seen", "unseen", "works")}
-    for one in sorted(found, key=lambda one: (one.unusual, one.works)):  # the surest comes last, and counts
+    for one in sorted(
+        found, key=lambda one: (one.unusual or one.proven, one.works)
+    ):  # the surest comes last, and counts
         if one.works or one.unusual:
-            own, whole = one.pattern, UNUSUAL if one.unusual else WORKS
+            own, whole = one.pattern, SURE if one.unusual or one.proven else WORKS
             parts["trigger"][own.doubtful] = np.maximum(parts["trigger"][own.doubtful], own.nearly**2 * whole)
             parts["trigger"][own.rows] = whole
             for name in ("seen", "unseen", "works"):
@@ -260,7 +262,7 @@ def _counted(found: Sequence[Recovered], rows: int) -> dict[str, NDArray[np.floa
 
 def _on_trigger(added: float, seen: float, unseen: float, works: float) -> str:
     """Say what a row has of a trigger, and what that does."""
-    if added not in (WORKS, UNUSUAL):
+    if added not in (WORKS, SURE):
         return "it has a part of a trigger that others of its label have"
     if works:
         return (
