@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from tests.small import pictures
 
+from small import pictures
 from untaint import Examples
 from untaint.attacks import ATTACKS, _selection
 from untaint.attacks.base import CANDIDATES
