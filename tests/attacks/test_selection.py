@@ -97,10 +97,17 @@ def test_two_attackers_of_one_kind_do_not_look_at_the_same_pictures():
     assert both[0] != both[1]
 
 
-def test_clean_label_candidates_are_of_the_target_and_no_more_than_there_are():
+def test_clean_label_candidates_are_of_the_target_and_leave_clean_ones_to_compare_with():
     examples, _ = some()
     attack = ATTACKS.build("sinusoid:target=1,class-rate=0.5,selection=clean-like")
-    assert np.array_equal(attack.candidates(examples, examples.rows, seed=0), np.flatnonzero(examples.labels == 1))
+    candidates = attack.candidates(examples, examples.rows, seed=0)
+    assert len(candidates) == 75
+    assert (examples.labels[candidates] == 1).all()
+    chosen = poison(examples, [attack])[1].poisoned()
+    assert len(chosen) == 50
+    assert np.isin(chosen, candidates).all()
+    with pytest.raises(InputError, match="clean pictures of '1', but all 100 would be poisoned"):
+        poison(examples, [dataclasses.replace(attack, class_rate=1.0)])
 
 
 def test_another_word_is_refused():

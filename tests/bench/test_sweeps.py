@@ -50,6 +50,12 @@ def test_seeds_and_detectors_are_kept_apart_from_what_is_swept():
     assert [len(some) for some in pattern.results] == [1, 1, 1]
 
 
+def test_whether_a_model_was_trained_in_the_end_makes_no_other_setting():
+    results = [made(probes=0, detect_only=True), made(probes=25, detect_only=False), made(detect_only=True)]
+    (sweep,) = swept(results)
+    assert (sweep.key, sweep.values) == ("probes", (0, 25, 250))
+
+
 def test_rates_are_shares_of_the_pictures_and_other_options_must_be_the_same():
     one_class = tuple(f"{text},target=0" for text in at(0.003))
     results = [made(), made(at(0.001), each=10), made(at(0.03), each=300), made(one_class, each=30)]

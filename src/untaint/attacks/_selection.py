@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from untaint import rng, run, spec
 from untaint.attacks.base import Attack
+from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.progress import Progress
 from untaint.recipe import VERSION as RECIPES
@@ -56,6 +57,11 @@ def preferred(
         target = attack.target_in(examples.class_names)
         dirty = _poisoned(examples, ready, rows, target)
         clean = np.setdiff1d(examples.rows[examples.labels[examples.rows] == target], rows)
+        if attack.selection == "clean-like" and not len(clean):
+            raise InputError(
+                f"selection=clean-like of '{name}' compares with clean pictures of '{examples.class_names[target]}', but all {len(rows)} "
+                "would be poisoned. Poison fewer, or give selection=lot."
+            )
         taught = dirty if attack.selection == "clean-like" else dirty.take(np.setdiff1d(dirty.rows, rows))
         own, watch = rng.derive(seed, f"attacks/selection/{name}"), Watch(rows=np.union1d(rows, clean))
         with tempfile.TemporaryDirectory() as folder:

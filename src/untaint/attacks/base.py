@@ -129,12 +129,15 @@ class Attack(ABC):
 
     @final
     def candidates(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
-        """Return rows, ascending, from which to choose whom to poison: three times as many, or all that are free."""
+        """Return rows, ascending, from which to choose whom to poison: three times as many, or all that are free.
+
+        Of pictures that keep their label half of the others are left out, so that clean ones remain to be held against.
+        """
         free = self._eligible(examples, free)
         option, said, count = self._wanted(examples)
-        self._count(free, (option, said, count))
+        most = (self._count(free, (option, said, count)) + len(free)) // 2 if self.clean_label else len(free)
         purpose = f"candidates/{spec.text('', self)}"  # two attackers of one kind do not look at the same ones
-        return self._draw(purpose, free, (option, said, min(CANDIDATES * count, len(free))), seed)
+        return self._draw(purpose, free, (option, said, min(CANDIDATES * count, most)), seed)
 
     def _eligible(self, examples: Examples, free: NDArray[np.int64]) -> NDArray[np.int64]:
         of_target = examples.labels[free] == self.target_in(examples.class_names)
