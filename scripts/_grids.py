@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _markdown import machines, table
-from _words import on_models, on_probes, on_resnet18, what_it_says
+from _words import by_attack, on_models, on_probes, on_resnet18, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -138,16 +138,17 @@ def detected(found: Sequence[Result]) -> str:
 def _detected(group: Group, result: Result) -> list[str]:
     """The figures of one result, as DETECTED names them."""
     every, removal = result["detection"], result["removal"]
-    poisoned = sum(result["poisoned"].values())
+    own = by_attack(result)
+    poisoned = sum(own.values())
     aside = [f"{removal['poisoned']:,} of {poisoned:,}", f"{removal['clean']:,}"]
     if not poisoned:
         return ["", "", "", *aside, ""]
     names = dict(zip(result["poisoned"], labels(attackers([group])), strict=True))
     worst = min(names, key=lambda name: every[name]["auroc"])
     missed = [
-        f"{names[name]} {count} of {result['poisoned'][name]}"
+        f"{names[name]} {count} of {own[name]}"
         for name, count in removal["per attack"].items()
-        if count < 0.9 * result["poisoned"][name]
+        if count < 0.9 * own[name]
     ]
     return [
         f"{every['all']['auroc']:.4f}",

@@ -186,16 +186,23 @@ def on_probes(found: Sequence[Result]) -> str:
     def told(*key: float) -> str:
         one = settings[key]  # type: ignore[index]
         removal, every = one["removal"], one["detection"]["all"]
-        many = sum(one["poisoned"].values())
         return (
-            f"AUROC {every['auroc']:.4f}, {removal['poisoned']:,} of {many:,} poisoned pictures set aside and "
+            f"AUROC {every['auroc']:.4f}, {removal['poisoned']:,} of {sum(by_attack(one).values()):,} poisoned pictures set aside and "
             f"{removal['rejected'] - removal['poisoned']:,} others"
         )
 
+    bad = settings[250, 0.5]["probes"]
     return (
         f"With 250 probes: {told(250, 0.0)}. With none at all, where 250 rows drawn by lot stand in, poison among them: {told(0, 0.0)}. With 250 of which half are "
-        f"poisoned: {told(250, 0.5)} (probes are kept whatever they score, and named as doubtful)."
+        f"poisoned: {told(250, 0.5)}. Poisoned probes, like all that somebody vouches for, are kept and not counted here; {bad['poisoned named']:,} of the {bad['poisoned']:,} and "
+        f"{bad['clean named']:,} of the {bad['clean']:,} clean ones are named as doubtful."
     )
+
+
+def by_attack(result: Result) -> dict[str, int]:
+    """How many pictures are poisoned and no probes, by attack: probes are kept whatever they score."""
+    vouched = result.get("probes", {}).get("per attack", {})
+    return {name: count - vouched.get(name, 0) for name, count in result["poisoned"].items()}
 
 
 def on_models(found: Sequence[Result]) -> str:

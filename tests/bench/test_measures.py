@@ -97,6 +97,23 @@ def test_removal_counts_each_kind_by_itself(case):
     assert nobody["rejected"] == 0
 
 
+def test_probes_that_would_be_set_aside_are_counted_by_what_they_are(case):
+    bad = case.ledger.poisoned(1)[:9]
+    probes = np.sort(np.r_[case.probes, bad])
+    values = np.zeros(400, np.float32)
+    values[bad[:6]] = values[case.probes[:2]] = values[case.ledger.poisoned(0)] = 2
+    values[bad[6:]] = -1
+    scores = Scores(values=values, name="mine")
+    verdict = Fraction(0.05).decide(scores, labels=case.examples.labels, probes=probes)
+    assert measures.vouching(replace(case, probes=probes), scores, verdict) == {
+        "poisoned": 9,
+        "per attack": {"patch": 0, "blend": 9},
+        "poisoned named": 6,
+        "clean": 40,
+        "clean named": 2,
+    }
+
+
 class Obeys(nn.Module):
     """Says class 1 where the patch's corner pixel is white, else the class whose rows are brightest."""
 

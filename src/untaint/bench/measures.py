@@ -12,12 +12,23 @@ from torch import nn
 from untaint.bench.case import Case
 from untaint.errors import InputError
 from untaint.examples import Examples
+from untaint.findings import doubtful_probes
 from untaint.poisoning import stronger, triggered
 from untaint.scores import Scores, Verdict
 from untaint.training.loop import predict
 from untaint.trajectories import Trajectories
 
-__all__ = ["CURVE", "FALSE_POSITIVES", "bands", "behaviour", "compared", "detection", "histogram", "removal"]
+__all__ = [
+    "CURVE",
+    "FALSE_POSITIVES",
+    "bands",
+    "behaviour",
+    "compared",
+    "detection",
+    "histogram",
+    "removal",
+    "vouching",
+]
 
 FALSE_POSITIVES = (0.001, 0.01, 0.05)
 BINS = 60
@@ -83,6 +94,22 @@ def removal(case: Case, verdict: Verdict) -> dict[str, Any]:
         "recall": round(poison / len(ledger.poisoned()), 5) if len(ledger.poisoned()) else None,
         "per attack": {name: int(rejected[ledger.poisoned(n)].sum()) for n, name in enumerate(case.names)},
         "per class": dict(zip(case.examples.class_names, per_class.tolist(), strict=True)),
+    }
+
+
+def vouching(case: Case, scores: Scores, verdict: Verdict) -> dict[str, Any]:
+    """Return how many probes are poisoned, of each attack too, and how many of these and of the clean ones are named as doubtful."""
+    poisoned = np.isin(case.probes, case.ledger.poisoned())
+    named = np.isin(case.probes, doubtful_probes(scores, verdict, case.probes))
+    return {
+        "poisoned": int(poisoned.sum()),
+        "per attack": {
+            name: int(np.isin(case.probes, case.ledger.poisoned(number)).sum())
+            for number, name in enumerate(case.names)
+        },
+        "poisoned named": int((poisoned & named).sum()),
+        "clean": int((~poisoned).sum()),
+        "clean named": int((~poisoned & named).sum()),
     }
 
 

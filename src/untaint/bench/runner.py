@@ -20,7 +20,7 @@ from untaint import run
 from untaint.bench.case import Case, outline, prepare, read
 from untaint.bench.grid import Defender, Grid, Setting
 from untaint.bench.identity import differences, digest, file_name, origin
-from untaint.bench.measures import bands, behaviour, detection, histogram, removal
+from untaint.bench.measures import bands, behaviour, detection, histogram, removal, vouching
 from untaint.concluding import versions
 from untaint.defenses import DEFENSES, Defense, Detector, Outcome, Task
 from untaint.defenses.badloss import BaDLoss
@@ -244,6 +244,7 @@ class Runner:
         if outcome.scores is not None and outcome.verdict is not None:
             found |= {"detection": detection(case, outcome.scores), "removal": removal(case, outcome.verdict)}
             found["histogram"] = histogram(case, outcome.scores)
+            found["probes"] = vouching(case, outcome.scores, outcome.verdict)
         if isinstance(judge, BaDLoss):  # its watcher trained on everything, as in the paper's figures
             found["bands"] = bands(case, Trajectories(scratch / judge.stages[0] / "trajectories"))
         if outcome.model is not None:
