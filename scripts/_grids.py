@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from _markdown import machines, table
-from _words import by_attack, on_models, on_probes, on_resnet18, what_it_says
+from _words import by_attack, on_costs, on_models, on_probes, on_resnet18, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -26,6 +26,7 @@ WORDS = {
     "cpu": what_it_says,
     "resnet18": on_resnet18,
     "probes": on_probes,
+    "cost": on_costs,
     "examination": on_models,
     "adaptive": on_models,
     "robustness": on_models,

@@ -11,6 +11,7 @@ from scipy import stats
 from untaint.bench.groups import Group, Result, attack_success, attackers, clean_accuracy, grouped, labels, mean_asr
 
 BY_ITSELF = 0.2  # success of a trigger without poison that is said
+DEFAULT = 4  # epochs for which the watchers of the default scan train where pictures are few
 LEFT = 0.2  # success of a trigger after a defence, above that without poison, that is said
 PAPER = "badloss @ fraction:share=0.4"
 MARGINS = "badloss:observable=margin,centre=class @ fraction:share=0.4"
@@ -196,6 +197,30 @@ def on_probes(found: Sequence[Result]) -> str:
         f"With 250 probes: {told(250, 0.0)}. With none at all, where 250 rows drawn by lot stand in, poison among them: {told(0, 0.0)}. With 250 of which half are "
         f"poisoned: {told(250, 0.5)}. Poisoned probes, like all that somebody vouches for, are kept and not counted here; {bad['poisoned named']:,} of the {bad['poisoned']:,} and "
         f"{bad['clean named']:,} of the {bad['clean']:,} clean ones are named as doubtful."
+    )
+
+
+def on_costs(found: Sequence[Result]) -> str:
+    """What the default scan would gain by watching longer, or by one view."""
+    whole = "cross-examination:steps=1000000"
+    told = {(one["defence"], one["origin"]["watch"]["epochs"]): one for one in found}
+    if not {(whole, epochs) for epochs in (2, DEFAULT, 12)} <= set(told):
+        return ""
+
+    def minutes(one: Result) -> float:
+        return float(sum(cost["core_seconds"] for cost in one["stages"].values())) / 60
+
+    def said(epochs: int) -> str:
+        one = told[whole, epochs]
+        removal = one["removal"]
+        return (
+            f"{epochs} epochs: {minutes(one):.1f} processor minutes, AUROC {one['detection']['all']['auroc']:.4f}, {removal['poisoned']:,} poisoned pictures and "
+            f"{removal['rejected'] - removal['poisoned']:,} others set aside"
+        )
+
+    return (
+        f"The default watches both views, here for {DEFAULT} epochs. {'; '.join(said(epochs) for epochs in (2, DEFAULT, 12))}. One view costs about half, and does as well here where patterns are looked for, "
+        "which find most of these triggers; without them, as with triggers that pixels do not show, the whitened view is worth more than the plain one, and more than 4 epochs little."
     )
 
 

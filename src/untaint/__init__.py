@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from untaint.errors import TrainingError as TrainingError
     from untaint.errors import UntaintError as UntaintError
     from untaint.examples import Examples as Examples
+    from untaint.models.eigenguard import EigenGuard as EigenGuard
+    from untaint.models.inserting import insert_eigenguard as insert_eigenguard
+    from untaint.models.inserting import remove_eigenguard as remove_eigenguard
     from untaint.poisoning import Ledger as Ledger
     from untaint.poisoning import poison as poison
     from untaint.poisoning import triggered as triggered
@@ -42,6 +45,7 @@ __version__ = "0.1.0"
 _HOME = {
     "ATTACKS": "attacks",
     "DEFENSES": "defenses",
+    "EigenGuard": "models.eigenguard",
     "Examples": "examples",
     "InputError": "errors",
     "Ledger": "poisoning",
@@ -54,10 +58,12 @@ _HOME = {
     "UntaintError": "errors",
     "accuracy": "training.evaluate",
     "evaluate": "training.evaluate",
+    "insert_eigenguard": "models.inserting",
     "load": "sources",
     "load_model": "training.checkpoint",
     "poison": "poisoning",
     "scan": "scanning",
+    "remove_eigenguard": "models.inserting",
     "score": "rescoring",
     "train": "scanning",
     "triggered": "poisoning",
