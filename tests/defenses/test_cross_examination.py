@@ -254,7 +254,7 @@ def test_probes_with_an_unusual_pattern_are_none_with_whom_others_are_compared(f
     here, _, judge, scores, _ = found
     asked = []
 
-    def gather(task, name, recipe, count, probes):
+    def gather(task, name, recipe, count, probes, judged):
         asked.append(probes.tolist())
         return real(task, name, recipe, count, probes)
 
@@ -311,6 +311,25 @@ def test_in_one_view_two_watchers_are_enough(tmp_path, views, stage):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == [f"{stage}-a", f"{stage}-b", "witness"]
     assert judge.explain(scores, poison)
     judge.groups(scores, judge.decide(scores, here), here)
+
+
+def test_a_picture_is_judged_by_the_watchers_asked_for(found):
+    here = found[0]
+    probes = here.probes
+    (name, recipe), *_ = CrossExamination().watching(here).items()
+    first, labels = here.first_half(), here.examples.labels
+    a, b, witness = (
+        Trajectories(here.scratch / stage / "trajectories") for stage in ("watcher-a", "watcher-b", "witness")
+    )
+    one, other = Folded(a, b, first), Folded(b, a, first)
+    gaps = {}
+    for judged, judges in {"in-sample": (one,), "out-of-fold": (other,), "both": (one, other)}.items():
+        view = View.gather(here, name, recipe, 10, probes, judged)
+        assert np.array_equal(view.distance, probe_distance(judges, labels, probes))
+        gaps[judged] = view.gap(witness)
+        assert np.array_equal(gaps[judged].margin, gaps["in-sample"].margin), "what is told is always out of fold"
+    assert gaps["both"].own == pytest.approx(gaps["in-sample"].own + gaps["out-of-fold"].own, rel=1e-5, abs=1e-5)
+    assert not np.allclose(gaps["in-sample"].own, gaps["out-of-fold"].own)
 
 
 @pytest.mark.parametrize(

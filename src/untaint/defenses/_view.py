@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +21,9 @@ from untaint.recipe import Recipe
 from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories, epoch_files
 
-__all__ = ["Gap", "Near", "View", "early_epochs", "probe_distance"]
+__all__ = ["Gap", "Judged", "Near", "View", "early_epochs", "probe_distance"]
 
+Judged = Literal["both", "out-of-fold", "in-sample"]  # by which of its watchers a row is judged
 Near = tuple[NDArray[np.int64], NDArray[np.int64]]  # some rows of one class, and (rows, count) their neighbours
 
 
@@ -35,9 +37,12 @@ class Gap:
 
 @dataclass(frozen=True)
 class View:
-    """One way to look at the pictures: what its two watchers know, and who keeps company with whom."""
+    """One way to look at the pictures: what its two watchers know, and who keeps company with whom.
 
-    in_sample: Folded
+    ``judges``: what each row's watchers recorded, of those by which it is judged.
+    """
+
+    judges: tuple[Folded, ...]
     out_of_fold: Folded
     near: list[Near]
     distance: NDArray[np.float32]
@@ -45,7 +50,9 @@ class View:
     strange_company: NDArray[np.float32]
 
     @classmethod
-    def gather(cls, task: Task, name: str, recipe: Recipe, count: int, probes: NDArray[np.int64]) -> View:
+    def gather(
+        cls, task: Task, name: str, recipe: Recipe, count: int, probes: NDArray[np.int64], judged: Judged = "both"
+    ) -> View:
         """Train the watchers, find each row's neighbours, and measure what needs no witness."""
         rows, labels, first = task.examples.rows, task.examples.labels, task.first_half()
         watch = Watch(rows=rows, features=early_epochs(recipe))
@@ -62,21 +69,21 @@ class View:
             if files and len(members) > 1:
                 near.append((members, neighbours(side_by_side(files, members), members, count)))
         inside, outside = Folded(a, b, first), Folded(b, a, first)
-        far = probe_distance((inside, outside), labels, probes)
-        return cls(inside, outside, near, far, *_strangeness(task.examples, probes, files, near))
+        judges = {"both": (inside, outside), "out-of-fold": (outside,), "in-sample": (inside,)}[judged]
+        far = probe_distance(judges, labels, probes)
+        return cls(judges, outside, near, far, *_strangeness(task.examples, probes, files, near))
 
     def around(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the company of each row has of these values."""
         return _around(self.near, values)
 
     def gap(self, witness: Trajectories) -> Gap:
-        """Compare margin and log loss of the row's two watchers with the witness's."""
+        """Compare margin and log loss of the row's watchers with the witness's."""
         margin, loss = _mean(witness, "margin"), _mean(witness, "log-ce")
         own = np.zeros(len(margin), dtype=np.float32)
-        for watcher in (self.in_sample, self.out_of_fold):
-            margin_gap = _mean(watcher, "margin") - margin
-            own += scaled(margin_gap) + scaled(loss - _mean(watcher, "log-ce"))
-        return Gap(own, margin_gap)
+        for watcher in self.judges:
+            own += scaled(_mean(watcher, "margin") - margin) + scaled(loss - _mean(watcher, "log-ce"))
+        return Gap(own, _mean(self.out_of_fold, "margin") - margin)
 
 
 def early_epochs(recipe: Recipe) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ from untaint.defenses._groups import Answers, grouped
 from untaint.defenses._learned import learned
 from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
-from untaint.defenses._view import View
+from untaint.defenses._view import Judged, View
 from untaint.defenses.base import Detector, Task
 from untaint.errors import SpecError
 from untaint.recipe import Preset, Recipe
@@ -74,7 +74,7 @@ class CrossExamination(Detector):
     that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
     own signs beside its company's. ``steps``: a watcher trains for so many, or for four epochs if these are more,
     but no longer than the preset says. ``views``: in which each half is watched (a network of your own always sees pictures as
-    they are). ``patterns``: whether patterns are looked for. ``learned``: whether triggers that models have learned are.
+    they are). ``judged``: by both watchers of its half, or only by the one that did not train on it, or by the one that did. ``patterns``: whether patterns are looked for. ``learned``: whether triggers that models have learned are.
     ``without``: a kind of sign that is left out, to see what it is worth.
     """
 
@@ -84,13 +84,23 @@ class CrossExamination(Detector):
     own: float = 1.0
     steps: int = 160
     views: Literal["both", "plain", "whitened"] = "both"
+    judged: Judged = "both"
     patterns: bool = True
     learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
     version: ClassVar[int] = 8
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
-    fixed: ClassVar[tuple[str, ...]] = ("trusted", "floor", "neighbours", "steps", "views", "patterns", "without")
+    fixed: ClassVar[tuple[str, ...]] = (
+        "trusted",
+        "floor",
+        "neighbours",
+        "steps",
+        "views",
+        "judged",
+        "patterns",
+        "without",
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.floor <= self.trusted < 1:
@@ -140,7 +150,8 @@ class CrossExamination(Detector):
         if len(probes) < FEWEST:
             probes = task.compared_with
         views = [
-            View.gather(task, name, recipe, self.neighbours, probes) for name, recipe in self.watching(task).items()
+            View.gather(task, name, recipe, self.neighbours, probes, self.judged)
+            for name, recipe in self.watching(task).items()
         ]
         signs = {
             "distance": [view.distance for view in views],

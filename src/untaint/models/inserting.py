@@ -1,0 +1,103 @@
+"""EigenGuard put behind a layer of any network, by the layer's name, and taken out again."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from typing import Any
+
+from torch import Tensor, nn
+
+from untaint.errors import InputError, SpecError
+from untaint.models.eigenguard import EigenGuard
+
+__all__ = ["BEFORE_POOL", "Guarded", "insert_eigenguard", "remove_eigenguard"]
+
+BEFORE_POOL = "before-pool"
+LAST = (
+    "layer4",
+    "features",
+    "body",
+    "encoder",
+    "blocks",
+    "stages",
+)  # what common networks call what ends before the pooling
+SHOWN = 8  # names in a message
+
+
+class Guarded(nn.Module):
+    """A layer, and EigenGuard behind it."""
+
+    def __init__(self, inside: nn.Module, guard: EigenGuard) -> None:
+        super().__init__()
+        self.inside = inside
+        self.guard = guard
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """Return the layer's features, their strongest directions equalised."""
+        features = self.inside(*given, **named)
+        if not isinstance(features, Tensor):
+            raise SpecError(
+                f"the layer {self.guard.layer} gives a {type(features).__name__}, not one tensor. Insert EigenGuard behind another layer."
+            )
+        guarded: Tensor = self.guard(features)
+        return guarded
+
+
+def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -> nn.Module:
+    """Return a copy of a model with EigenGuard behind one of its layers; the model given stays as it is.
+
+    ``at``: the layer's name as in ``model.named_modules()``, such as ``"layer3"``, or ``"before-pool"``: the last layer before the pooling (the features of
+    VGG, MobileNet and the proxy, the fourth stage of a ResNet, all blocks of a ViT). ``options``: those of ``EigenGuard``. Weights are
+    the same, under names with ``inside`` in them; ``remove_eigenguard`` gives the old names back. Insert several times for several layers.
+
+    Raises SpecError for a layer that there is not, InputError where one is guarded already.
+    """
+    guarded = copy.deepcopy(model)
+    name = _place(guarded, at)
+    parent, _, last = name.rpartition(".")
+    holder, inside = guarded.get_submodule(parent), guarded.get_submodule(name)
+    if isinstance(inside, (Guarded, EigenGuard)) or isinstance(holder, Guarded):
+        raise InputError(f"there is an EigenGuard at {name} already. Take it out with remove_eigenguard first.")
+    guard = EigenGuard(**options)
+    guard.layer = name
+    setattr(holder, last, Guarded(inside, guard).train(inside.training))
+    return guarded
+
+
+def remove_eigenguard(model: nn.Module) -> nn.Module:
+    """Return a copy of a model without any EigenGuard; the model given stays as it is.
+
+    Raises InputError if it has none.
+    """
+    if not any(isinstance(module, EigenGuard) for module in model.modules()):
+        raise InputError("the model has no EigenGuard to take out.")
+    plain = copy.deepcopy(model)
+    if isinstance(plain, EigenGuard):
+        return nn.Identity()
+    for holder in list(plain.modules()):
+        for name, inside in list(holder.named_children()):
+            if isinstance(inside, Guarded):
+                setattr(holder, name, inside.inside)
+            elif isinstance(inside, EigenGuard) and not isinstance(holder, Guarded):
+                setattr(holder, name, nn.Identity())
+    return plain
+
+
+def _place(model: nn.Module, at: str) -> str:
+    """Return the full name of the layer asked for."""
+    names: list[str] = [name for name, _ in model.named_modules() if name]
+    if at == BEFORE_POOL:
+        found = [name for known in LAST for name in names if name.rpartition(".")[2] == known]
+        if found:
+            return min(found, key=lambda name: name.count("."))
+        tops = [name for name, _ in model.named_children()]
+        raise SpecError(
+            f"where {type(model).__name__} pools its features is not known. Name the layer before, one of {', '.join(tops[:SHOWN]) or 'none'}."
+        )
+    if at in names:
+        return at
+    near = difflib.get_close_matches(at, names, SHOWN, 0.4) or names[:SHOWN]
+    raise SpecError(
+        f"{type(model).__name__} has no layer {at!r}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
+    )

@@ -1,0 +1,108 @@
+"""EigenGuard in networks as people have them: in, trained, out again."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from untaint.errors import InputError, SpecError
+from untaint.models.build import build
+from untaint.models.eigenguard import EigenGuard
+from untaint.models.inserting import Guarded, insert_eigenguard, remove_eigenguard
+
+NETWORKS = ["proxy", "resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2", "vit_tiny_patch16_224"]
+BEHIND = {"resnet18": "1.layer4", "resnet34": "1.layer4", "resnet50": "1.layer4", "proxy": "1.body", "vit_tiny_patch16_224": "1.blocks"}  # fmt: skip
+
+
+def pictures(count, size=32):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count))
+
+
+def network(name):
+    if name.startswith("vit"):
+        pytest.importorskip("timm")
+    return build(name, 4, (3, 32, 32))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(name):
+    model, seen = network(name), pictures(8)
+    before = copy.deepcopy(model.state_dict())
+    guarded = insert_eigenguard(model, k=3).train()
+    (found,) = [place for place, module in guarded.named_modules() if isinstance(module, Guarded)]
+    assert found == BEHIND.get(name, "1.features")
+    optimizer = torch.optim.SGD(guarded.parameters(), 0.01)
+    nn.functional.cross_entropy(guarded(seen), torch.arange(8) % 4).backward()
+    assert all(own.grad is not None and own.grad.isfinite().all() for own in guarded.parameters())
+    optimizer.step()
+    alone, together = guarded.eval()(seen[:1]), guarded(seen)
+    torch.testing.assert_close(alone[0], together[0], rtol=1e-3, atol=1e-4)
+    plain = remove_eigenguard(guarded)
+    assert list(plain.state_dict()) == list(before)
+    assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items()), "the model given stays"
+    assert not any(isinstance(module, EigenGuard) for module in plain.modules())
+    assert sum(own.numel() for own in plain.parameters()) == sum(own.numel() for own in model.parameters())
+
+
+def test_behind_several_layers_by_name():
+    guarded = insert_eigenguard(insert_eigenguard(network("resnet18"), at="1.layer2", k=3), at="1.layer4.1", k=2)
+    places = {module.layer: module.k for module in guarded.modules() if isinstance(module, EigenGuard)}
+    assert places == {"1.layer2": 3, "1.layer4.1": 2}
+    assert guarded(pictures(6)).shape == (6, 4)
+    assert not any(isinstance(module, (EigenGuard, Guarded)) for module in remove_eigenguard(guarded).modules())
+
+
+def test_one_put_by_hand_is_taken_out_too():
+    own = nn.Sequential(nn.Linear(5, 4), EigenGuard(2), nn.Linear(4, 3))
+    assert remove_eigenguard(own)(torch.ones(2, 5)).shape == (2, 3)
+    assert isinstance(remove_eigenguard(EigenGuard(2)), nn.Identity)
+
+
+def test_before_anything_else_outputs_are_those_of_the_formula():
+    model, seen = network("proxy"), pictures(8)
+    guarded = insert_eigenguard(model, at="1.body", k=3)
+    features = model[1].body(model[0](seen))
+    expected = model[1].head(EigenGuard(3)(features).mean((2, 3)))
+    torch.testing.assert_close(guarded(seen), expected)
+
+
+def test_errors_of_a_guarded_model_name_the_layer():
+    guarded = insert_eigenguard(network("proxy"), k=3)
+    with pytest.raises(SpecError, match=r"EigenGuard at 1\.body has seen no batch"):
+        guarded.eval()(pictures(2))
+
+
+class Pair(nn.Module):
+    def forward(self, features):
+        return features, features
+
+
+@pytest.mark.parametrize(
+    ("at", "said"),
+    [
+        ("layer5", "no layer 'layer5'. There are .*layer"),
+        ("1.layr3", "1.layer3"),
+        ("before-pool", "Name the layer before, one of 0, 1"),
+    ],
+)
+def test_a_layer_that_there_is_not_is_refused_with_the_nearest_names(at, said):
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) if at == "before-pool" else network("resnet18")
+    with pytest.raises(SpecError, match=said):
+        insert_eigenguard(model, at=at)
+
+
+def test_a_layer_that_gives_no_single_tensor_is_refused():
+    with pytest.raises(SpecError, match="layer 0 gives a tuple"):
+        insert_eigenguard(nn.Sequential(Pair()), at="0", k=2)(torch.ones(3, 3))
+
+
+def test_twice_at_one_place_and_out_of_a_model_without_is_refused():
+    guarded = insert_eigenguard(network("proxy"), k=3)
+    for at in ("before-pool", "1.body", "1.body.inside"):
+        with pytest.raises(InputError, match=r"an EigenGuard at 1\.body.* already"):
+            insert_eigenguard(guarded, at=at)
+    with pytest.raises(InputError, match="has no EigenGuard"):
+        remove_eigenguard(network("proxy"))
