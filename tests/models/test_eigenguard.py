@@ -218,6 +218,29 @@ def test_it_compiles_without_a_graph_break_and_exports():
     torch.testing.assert_close(exported.module()(pictures[:5]), model(pictures[:5]))
 
 
+def four_directions(seed):
+    return drawn(16, 4, seed=seed) @ decaying(4, 9)
+
+
+def one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    layer = EigenGuard(4)
+    for step in range(3):
+        layer(four_directions(2 * step + rank))
+    torch.save(layer.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_several_processes_remember_the_batches_of_all(tmp_path):
+    torch.multiprocessing.spawn(one_of_two, (str(tmp_path),), nprocs=2)
+    one, other = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    mean = sum(four_directions(seed).T @ four_directions(seed) for seed in range(6)) / (6 * 16)
+    values, vectors = torch.linalg.eigh(mean)
+    torch.testing.assert_close(one["lengths"], values.flip(0)[:4].sqrt())
+    torch.testing.assert_close(one["basis"].T @ one["basis"], vectors[:, -4:] @ vectors[:, -4:].T)
+
+
 def test_with_it_a_network_learns():
     model, labels = network(), torch.arange(64) % 2
     pictures = drawn(64, 3, 8, 8, dtype=torch.float32) + labels.view(-1, 1, 1, 1)

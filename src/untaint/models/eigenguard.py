@@ -11,7 +11,7 @@ import warnings
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from untaint.errors import SpecError, TrainingError
 from untaint.models._spectrum import Common, directions, gains, guarded_exactly, guarded_with, merged
@@ -34,7 +34,7 @@ class EigenGuard(nn.Module):
     as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's).
     ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not.
 
-    Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
+    With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
     """
 
     basis: Tensor
@@ -121,7 +121,12 @@ class EigenGuard(nn.Module):
         return guarded
 
     def _remember(self, projected: Tensor) -> None:
-        """Add a batch's directions to the means."""
+        """Add a batch's directions to the means; those of all processes, where several train together."""
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            own = nn.functional.pad(projected, (0, 0, 0, self.k - len(projected))).contiguous()
+            every = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
+            distributed.all_gather(every, own)
+            projected = torch.cat(every) / len(every) ** 0.5
         if self.basis.shape[1] == 0:
             self.basis = projected.new_zeros(self.k, projected.shape[1])
         self.batches += 1
