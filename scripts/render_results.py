@@ -100,8 +100,8 @@ def speed() -> str:
     times = whole["scan"]["seconds"] / next(stage["seconds"] for stage in whole["seconds"] if stage["name"] == "model")
     said = (
         "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth and more. What a whole scan of 5,000 pictures costs was timed with version 4, "
-        f"which watched longer, and not again. That of all of CIFAR-10 by the command line, on one thread, took {times:.1f} times as long as the training of its clean model; on two threads, where this is "
-        "faster by more than watching is, it is more than the three times asked for (below)."
+        f"which watched longer, and not again. That of all of CIFAR-10 by the command line, on one thread, took {times:.1f} times as long as the training of its clean model; on two threads it is more than the "
+        "three times asked for (below)."
     )
     return "\n\n".join(
         ["## Speed and memory", f"{'; '.join(made_on)}. {said}", table(["what", "measured", "asked"], rows)]
