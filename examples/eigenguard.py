@@ -1,4 +1,9 @@
-"""Training on poisoned pictures without filtering any: an ordinary network, and the same with EigenGuard before its pooling."""
+"""Training on poisoned pictures without filtering any: an ordinary network, and the same with EigenGuard before its pooling.
+
+python examples/eigenguard.py [K]
+"""
+
+import sys
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -8,12 +13,13 @@ from untaint import samples
 from untaint.attacks import ATTACKS
 from untaint.models.build import build
 
+k = int(sys.argv[1]) if len(sys.argv) > 1 else 50
 attack = ATTACKS.build("patch:target=0,rate=0.05")
 dirty, _ = ut.poison(ut.load(samples.path()), [attack], seed=0)
 test = ut.load(samples.path(), split="test")
 fooled = ut.triggered(test, attack)
 x, y = torch.tensor(dirty.images) / 255, torch.tensor(dirty.labels)
-clean, triggered = (torch.tensor(own.images) / 255 for own in (test, fooled))
+clean, triggered = (torch.tensor(own.images[own.rows]) / 255 for own in (test, fooled))  # fooled: not class 0
 
 
 def success(model, shown):
@@ -24,7 +30,7 @@ def success(model, shown):
 
 
 plain = build("proxy", 10, (3, 32, 32), mean=[0.48] * 3, scale=[0.25] * 3)
-for name, model in (("without", plain), ("with EigenGuard", ut.insert_eigenguard(plain, at="before-pool", k=50))):
+for name, model in (("without", plain), ("with EigenGuard", ut.insert_eigenguard(plain, at="before-pool", k=k))):
     steps = 12 * (len(x) // 125)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=steps)

@@ -99,9 +99,8 @@ def speed() -> str:
     whole = json.loads((ROOT / "results/cifar10-files.json").read_text())
     times = whole["scan"]["seconds"] / next(stage["seconds"] for stage in whole["seconds"] if stage["name"] == "model")
     said = (
-        "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth and more. What a whole scan of 5,000 pictures costs was timed with version 4, "
-        f"which watched longer, and not again. That of all of CIFAR-10 by the command line, on one thread, took {times:.1f} times as long as the training of its clean model; on two threads it is more than the "
-        "three times asked for (below)."
+        "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth and more. A whole scan of CIFAR-10 on two threads took "
+        f"more than the three times asked for; its first minute ran beside other work. The one above, by the command line and on one thread, took {times:.1f} times as long as the training of its clean model."
     )
     return "\n\n".join(
         ["## Speed and memory", f"{'; '.join(made_on)}. {said}", table(["what", "measured", "asked"], rows)]
@@ -131,8 +130,7 @@ def page() -> str:
         *filter(None, map(benchmark, GRIDS)),
         "## Whole data sets, by the command line",
         "One seed each, five attacks, probes among the clean rows. BaDLoss is measured on one watcher of the same small network, 20 epochs of SGD on "
-        "everything. CIFAR-10 and the clothing pictures (64x64 pixels here, 372 to test on, so that two points of clean accuracy are one standard error) were scanned with today's code. The scan of GTSRB "
-        "is older than the test of patterns and than the rule as it is now, and has not been run again: its models were trained with ten times the weight decay of today's recipe, which cost some points of clean accuracy.",
+        "everything. The clothing pictures are 64x64 pixels here, with 372 to test on, so that two points of clean accuracy are one standard error.",
         *map(section, found),
         speed(),
     ]

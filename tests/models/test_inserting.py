@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -27,6 +28,18 @@ def network(name):
     return build(name, 4, (3, 32, 32))
 
 
+def depends_on_others(model, seen):
+    """By how much guarded features of a picture differ alone and in a batch, as a part of the largest."""
+    (guarded,) = [module for module in model.modules() if isinstance(module, Guarded)]
+    features = []
+    guarded.register_forward_hook(lambda _, given, result: features.append(result[0]))
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # one picture has one singular value
+        model(seen[:1]), model(seen)
+    alone, together = features[-2:]
+    return float((alone - together).abs().max() / together.abs().max())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(name):
     model, seen = network(name), pictures(8)
@@ -34,12 +47,16 @@ def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(na
     guarded = insert_eigenguard(model, k=3).train()
     (found,) = [place for place, module in guarded.named_modules() if isinstance(module, Guarded)]
     assert found == BEHIND.get(name, "1.features")
+    for module in guarded.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = 1.0  # else untrained features hardly differ from picture to picture
     optimizer = torch.optim.SGD(guarded.parameters(), 0.01)
     nn.functional.cross_entropy(guarded(seen), torch.arange(8) % 4).backward()
     assert all(own.grad is not None and own.grad.isfinite().all() for own in guarded.parameters())
     optimizer.step()
-    alone, together = guarded.eval()(seen[:1]), guarded(seen)
-    torch.testing.assert_close(alone[0], together[0], rtol=1e-3, atol=1e-4)
+    assert depends_on_others(guarded.eval(), seen) < 1e-4
+    guarded.get_submodule(found).guard.evaluating = "batch"
+    assert depends_on_others(guarded, seen) > 0.1
     plain = remove_eigenguard(guarded)
     assert list(plain.state_dict()) == list(before)
     assert all(torch.equal(model.state_dict()[key], value) for key, value in before.items()), "the model given stays"

@@ -31,7 +31,7 @@ class EigenGuard(nn.Module):
     ``k``: how many singular values become equal; more than the matrix has are capped, with one warning, or an error if ``strict``.
     ``remainder``: what the others are multiplied by. ``common``: the value that the top ones get, the k-th of them (the paper's) or their mean.
     ``eval``: in eval mode, ``"running"`` applies a fixed linear map made of means over the batches trained on (``momentum``: the weight of the newest,
-    as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's).
+    as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's). Kept as ``evaluating``, which may be changed.
     ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not.
 
     With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.

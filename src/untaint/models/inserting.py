@@ -71,7 +71,7 @@ def remove_eigenguard(model: nn.Module) -> nn.Module:
     Raises InputError if it has none.
     """
     if not any(isinstance(module, EigenGuard) for module in model.modules()):
-        raise InputError("the model has no EigenGuard to take out.")
+        raise InputError("the model has no EigenGuard to take out: use it as it is.")
     plain = copy.deepcopy(model)
     if isinstance(plain, EigenGuard):
         return nn.Identity()
