@@ -77,6 +77,7 @@ def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | No
     aside = np.flatnonzero(verdict.rejected)
     scores = replace(scores, triggers=tuple(one for one in scores.triggers if np.isin(one.rows, aside).any()))
     facts, groups = _facts(task), judge.groups(scores, verdict, task)
+    trained = [name for name, *_ in judge.work(task)]
 
     def written(stages: Sequence[str]) -> dict[str, Any]:
         told = {**facts, "stages": _timings(task.scratch, stages)}
@@ -87,7 +88,7 @@ def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | No
         examples=task.examples,
         scores=scores,
         verdict=verdict,
-        summary=written(judge.stages),
+        summary=written(trained),
         groups=groups,
         outside=task.outside,
     )
@@ -100,7 +101,7 @@ def conclude(task: Task, judge: Detector, scores: Scores, marks: str | Path | No
         _refuse_stale_model(task, result.rejected)
         judge.retrain(task, result.rejected)
         facts["clean_model"] = {"kept_rows": len(result.kept), "folder": str(task.scratch / "model")}
-        result = replace(result, summary=written([*judge.stages, "model"]))
+        result = replace(result, summary=written([*trained, "model"]))
     result.report()
     return result
 

@@ -10,12 +10,13 @@ from sklearn.metrics import roc_auc_score
 
 import untaint as ut
 from untaint import Recipe, run, samples
-from untaint.defenses import Task, cross_examination
+from untaint.defenses import DEFENSES, Task, cross_examination
+from untaint.defenses._figures import bounded
 from untaint.defenses._folded import Folded
 from untaint.defenses._pattern import SharedPattern
 from untaint.defenses._recovered import Recovered
 from untaint.defenses._trust import trusted_rows
-from untaint.defenses._view import View, early_epochs, probe_distance
+from untaint.defenses._view import View, Watching, early_epochs, probe_distance
 from untaint.defenses.cross_examination import CrossExamination
 from untaint.errors import RunError, SpecError
 from untaint.progress import Silent
@@ -101,8 +102,14 @@ def test_trust_moves_with_its_rows(seed):
         ({"trusted": 1.0}, "trusted 1.0"),
         ({"floor": 0.0}, "floor is 0.0"),
         ({"neighbours": 0}, "neighbours is 0"),
-        ({"own": -1.0}, "own -1.0"),
+        ({"own": -1.0}, "own is -1.0"),
         ({"steps": 0}, "steps is 0"),
+        ({"sample": 0.0}, "sample is 0.0"),
+        ({"sample": 1.5}, "sample is 1.5"),
+        ({"witnesses": 0}, "witnesses is 0"),
+        ({"rounds": 0}, "rounds is 0"),
+        ({"witness_model": "proxi"}, "Did you mean 'proxy'"),
+        ({"watch_model": "proxi"}, "Did you mean 'proxy'"),
     ],
 )
 def test_unusable_settings_are_refused(options, message):
@@ -113,6 +120,31 @@ def test_unusable_settings_are_refused(options, message):
 @pytest.mark.parametrize(("epochs", "expected"), [(20, (3, 7, 10, 13)), (30, (5, 10, 15, 20)), (1, (0,)), (2, (0, 1))])
 def test_features_are_kept_at_early_epochs(epochs, expected):
     assert early_epochs(Recipe(epochs=epochs)) == expected
+
+
+@pytest.mark.parametrize(
+    ("recorded", "epochs", "features"),
+    [("all", None, [1, 2, 3]), ("other", [1, 3], [1, 3]), ("late", [2, 3], [2, 3]), ("last", [3], [3])],
+)
+def test_the_last_epoch_is_always_looked_at_and_features_are_kept_where_it_is_looked(recorded, epochs, features):
+    watch = Watching(recorded=recorded).watch(np.arange(5), Recipe(epochs=4))
+    assert (watch.epochs if epochs is None else list(watch.epochs)) == epochs
+    assert list(watch.features) == features
+    assert Watching(recorded=recorded, features="last").watch(np.arange(5), Recipe(epochs=4)).features == [3]
+    for count in range(1, 12):
+        assert Watching(recorded=recorded).watch(np.arange(5), Recipe(epochs=count)).wants(count - 1)
+
+
+@pytest.mark.parametrize(("watchers", "shares"), [("halves", {"a": 0.5, "b": 0.5}), ("one", {"a": 1.0})])
+@pytest.mark.parametrize("sample", [1.0, 0.3])
+def test_watchers_train_on_parts_of_the_pictures_that_have_none_in_common(tmp_path, watchers, shares, sample):
+    examples = ut.Examples.of(np.zeros((400, 3, 2, 2), np.uint8), np.arange(400) % 2)
+    here = task(examples.without(np.arange(300, 400)), np.arange(0), tmp_path)
+    own = Watching(watchers=watchers, sample=sample).rows_of(here)
+    assert {half: len(rows) for half, rows in own.items()} == {half: 300 * sample * of for half, of in shares.items()}
+    together = np.concatenate(list(own.values()))
+    assert len(np.unique(together)) == len(together)
+    assert together.max() < 300
 
 
 # --- trajectories of two watchers
@@ -149,9 +181,9 @@ def test_the_probe_distance_moves_with_its_rows(tmp_path_factory, seed):
     labels, order = generator.integers(0, 3, 80), generator.permutation(80)
     place = np.argsort(order)
     *_, mask, a, b = folded(tmp_path_factory.mktemp("one"), seed)
-    before = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels, np.arange(30))
+    before = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels, np.arange(30), Watching())
     *_, mask, a, b = folded(tmp_path_factory.mktemp("two"), seed, order)
-    after = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels[order], np.sort(place[:30]))
+    after = probe_distance((Folded(a, b, mask), Folded(b, a, mask)), labels[order], np.sort(place[:30]), Watching())
     assert after == pytest.approx(before[order], abs=0.02)  # equal ranks may be dealt otherwise
     assert before.min() >= 0
     assert before.max() <= 1
@@ -254,9 +286,9 @@ def test_probes_with_an_unusual_pattern_are_none_with_whom_others_are_compared(f
     here, _, judge, scores, _ = found
     asked = []
 
-    def gather(task, name, recipe, count, probes, judged):
+    def gather(task, name, recipe, how, probes):
         asked.append(probes.tolist())
-        return real(task, name, recipe, count, probes)
+        return real(task, name, recipe, how, probes)
 
     real = View.gather
     pattern = SharedPattern(
@@ -324,12 +356,80 @@ def test_a_picture_is_judged_by_the_watchers_asked_for(found):
     one, other = Folded(a, b, first), Folded(b, a, first)
     gaps = {}
     for judged, judges in {"in-sample": (one,), "out-of-fold": (other,), "both": (one, other)}.items():
-        view = View.gather(here, name, recipe, 10, probes, judged)
-        assert np.array_equal(view.distance, probe_distance(judges, labels, probes))
+        view = View.gather(here, name, recipe, Watching(judged=judged), probes)
+        assert np.array_equal(view.distance, probe_distance(judges, labels, probes, Watching()))
         gaps[judged] = view.gap(witness)
         assert np.array_equal(gaps[judged].margin, gaps["in-sample"].margin), "what is told is always out of fold"
     assert gaps["both"].own == pytest.approx(gaps["in-sample"].own + gaps["out-of-fold"].own, rel=1e-5, abs=1e-5)
     assert not np.allclose(gaps["in-sample"].own, gaps["out-of-fold"].own)
+
+
+@pytest.mark.parametrize("observable", ["ce", "log-ce", "margin", "probability", "scaled-logit"])
+def test_whatever_is_compared_the_watchers_explain_planted_poison_better(found, observable):
+    here, poison, *_ = found
+    (name, recipe), *_ = CrossExamination().watching(here).items()
+    view = View.gather(here, name, recipe, Watching(observable=observable), here.probes)
+    gap = view.gap(Trajectories(here.scratch / "witness" / "trajectories"))
+    is_poison = np.isin(here.examples.rows, poison)
+    assert roc_auc_score(is_poison, gap.own) > 0.85
+    assert not np.array_equal(
+        view.distance, View.gather(here, name, recipe, Watching(centre="class"), here.probes).distance
+    )
+
+
+OTHERWISE = [
+    "watchers=one",
+    "sample=0.5",
+    "recorded=late",
+    "features=last",
+    "watch_augment=crop",
+    "watch_model=proxy-half",
+    "beside=class",
+    "beside=nothing",
+    "witnesses=2",
+    "witness_model=proxy-narrow",
+    "rounds=2",
+    "two_sided=yes",
+    "observable=ce",
+    "centre=none",
+]
+
+
+@pytest.mark.parametrize("option", OTHERWISE)
+def test_each_choice_can_be_made_otherwise_and_what_is_trained_is_announced(found, option, tmp_path):
+    here, _, _, scores, _ = found
+    other = DEFENSES.build(f"cross-examination:{option}")
+    there = replace(here, scratch=tmp_path, store=here.scratch.parent / "store")
+    values = other.score(there)
+    trained = sorted(path.parent.name for path in tmp_path.glob("*/model.safetensors"))
+    assert sorted(stage for stage, *_ in other.work(there)) == trained
+    for stage, training, recording in other.work(there):
+        card, tables = run.read_json(tmp_path / stage / "model.json"), Trajectories(tmp_path / stage / "trajectories")
+        assert (training, recording) == (card["rows"] * EPOCHS, tables.epochs * 1200)
+    assert not np.array_equal(values.values, scores.values), "it makes a difference"
+    is_poison = np.isin(here.examples.rows, found[1])
+    assert roc_auc_score(is_poison, values.values) > 0.85
+    verdict = other.decide(values, there)
+    assert len(other.explain(values, verdict.rows)) == len(verdict.rows)
+    assert sum(len(group.rows) for group in other.groups(values, verdict, there)) == len(verdict.rows)
+
+
+def test_what_several_witnesses_say_is_averaged_and_a_second_round_trusts_anew(found, tmp_path):
+    here = replace(found[0], scratch=tmp_path, store=found[0].scratch.parent / "store")
+    judge = CrossExamination(witnesses=2, rounds=2)
+    scores = judge.score(here)
+    names = ["witness", "witness-2", "witness-of-round-1", "witness-of-round-1-2"]
+    tables = [Trajectories(tmp_path / name / "trajectories").read("margin") for name in names]
+    assert not np.array_equal(tables[0], tables[1]), "from other weights"
+    before, after = np.load(tmp_path / "trusted-of-round-1.npy"), np.load(tmp_path / "trusted.npy")
+    assert np.array_equal(before, np.load(found[0].scratch / "trusted.npy")), "the first round is the usual one"
+    assert 0.5 < np.isin(after, before).mean() < 1
+    assert np.array_equal(np.flatnonzero(scores.parts["trusted"]), after)
+    told = []
+    for name, recipe in judge.watching(here).items():
+        view = View.gather(here, name, recipe, judge, here.probes)
+        told.append(np.mean([view.gap(Trajectories(tmp_path / own / "trajectories")).own for own in names[:2]], 0))
+    assert scores.parts["gap"] == pytest.approx(np.maximum(*map(bounded, told)), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from untaint.defenses._figures import PRIOR, beside_probes, scaled
+from untaint.defenses._figures import PRIOR, beside_class, beside_probes, scaled
 
 
 def classes(count=600, seed=0):
@@ -36,3 +36,12 @@ def test_a_class_without_probes_is_left_as_it_is():
     values, labels, _ = classes()
     probes = np.flatnonzero(labels != 1)[:50]
     assert np.array_equal(beside_probes(values, labels, probes)[labels == 1], scaled(values)[labels == 1])
+
+
+def test_beside_its_class_a_row_is_as_far_as_from_the_median_and_poison_that_is_most_of_it_hides():
+    values, labels, _ = classes()
+    own = np.flatnonzero(labels == 0)
+    values[own[:140]] += 50  # of 200
+    after = beside_class(values, labels)
+    assert [float(np.median(after[labels == label])) for label in range(3)] == pytest.approx([0, 0, 0], abs=1e-6)
+    assert abs(np.median(after[own[:140]])) < np.abs(np.median(after[own[140:]]))

@@ -215,10 +215,10 @@ def test_the_watchers_of_the_better_view_are_held_against_the_witness_once(tmp_p
 
     monkeypatch.setattr(Task, "load", load)
     found = [one(label=1, change=change, seen=np.nan, unseen=np.nan)]
-    tested = recover(here, found, np.arange(100, 300), ["watcher", "whitened"])
+    tested = recover(here, found, np.arange(100, 300), [["watcher-a", "watcher-b"], ["whitened-a", "whitened-b"]])
     assert (tested[0].seen, tested[0].unseen) == (1, 0)
     assert asked == ["watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness"]
-    again = recover(here, kept(here), np.arange(100, 300), ["watcher", "whitened"])
+    again = recover(here, kept(here), np.arange(100, 300), [["watcher-a", "watcher-b"], ["whitened-a", "whitened-b"]])
     assert (again[0].seen, again[0].unseen, len(asked)) == (1, 0, 5)
 
 
@@ -399,7 +399,7 @@ def test_a_half_learned_trigger_works_twice_as_strong_and_a_natural_pattern_does
     degrees = one(label=1, change=half, seen=np.nan, unseen=np.nan)
     degrees = replace(degrees, pattern=replace(degrees.pattern, between=2.0))
     found = [one(label=1, change=each, seen=np.nan, unseen=np.nan) for each in (half, change)]
-    tested = recover(here, [*found, degrees], np.arange(100, 300), ["watcher"])
+    tested = recover(here, [*found, degrees], np.arange(100, 300), [["watcher-a", "watcher-b"]])
     assert [own.works for own in tested] == [True, False, False]
     assert [(own.seen, own.strength) for own in tested] == [(1, 2), (0, 1), (0, 1)]
     assert [(own.seen, own.strength) for own in kept(here)] == [(1, 2), (0, 1), (0, 1)]

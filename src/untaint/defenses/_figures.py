@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["beside_probes", "bounded", "largest", "ranked", "scaled"]
+__all__ = ["beside_class", "beside_probes", "bounded", "largest", "ranked", "scaled"]
 
 PRIOR = 12.0  # so many probes that lie where all probes do are counted to each class
 LEAST, MOST = -3.0, 8.0  # a sign, in median absolute deviations, counts for no less and no more
@@ -39,6 +39,15 @@ def beside_probes(
     sums = np.bincount(labels[probes], weights=np.nan_to_num(beyond), minlength=int(labels.max()) + 1)
     offsets = sums / (np.bincount(labels[probes], minlength=len(sums)) + PRIOR)
     return np.asarray(result - offsets[labels], dtype=np.float32)
+
+
+def beside_class(values: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return values less the median of their label: poison moves it where it is much of its class."""
+    result = scaled(values)
+    for label in np.unique(labels):
+        members = labels == label
+        result[members] -= np.nanmedian(result[members])
+    return result
 
 
 def bounded(values: NDArray[np.float32]) -> NDArray[np.float32]:

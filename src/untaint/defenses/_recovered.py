@@ -260,11 +260,11 @@ def _less(excess: NDArray[np.float64], between: NDArray[np.float64]) -> NDArray[
 
 
 def recover(
-    task: Task, found: Sequence[Recovered], trusted: NDArray[np.int64], views: Sequence[str]
+    task: Task, found: Sequence[Recovered], trusted: NDArray[np.int64], views: Sequence[Sequence[str]]
 ) -> list[Recovered]:
-    """Put patterns to the test with the two watchers of each view, and with the witness; once, it stays with the run.
+    """Put patterns to the test with the watchers of each view, and with the witness; once, it stays with the run.
 
-    ``views``: names of their stages. Of the views that is taken which answers more. What is a kind of its own but does not work is
+    ``views``: the stages of each view's watchers. Of the views that is taken which answers more. What is a kind of its own but does not work is
     laid over twice as strongly: half-learned triggers work then, and what is natural still works with both.
     """
     if all(np.isfinite(one.seen) for one in found):
@@ -279,7 +279,7 @@ def recover(
                 dataclasses.replace(one.pattern, change=strength * one.pattern.change)
                 for one in (found[i] for i in asked)
             ]
-            watchers = [[success(task, f"{view}-{half}", own, rows) for half in "ab"] for view in views]
+            watchers = [[success(task, stage, own, rows) for stage in view] for view in views]
             seen, unseen = np.array(watchers).mean(1).max(0), success(task, "witness", own, rows)
             for index, more, less in zip(asked, seen.tolist(), unseen.tolist(), strict=True):
                 one = dataclasses.replace(found[index], seen=more, unseen=less, strength=strength)

@@ -11,9 +11,11 @@ from untaint.defenses.base import Task
 __all__ = ["trust", "trusted_rows"]
 
 
-def trust(task: Task, suspicion: NDArray[np.float32], share: float, floor: float) -> NDArray[np.int64]:
-    """Choose the trusted rows, once: what was chosen stays with the run."""
-    path = task.scratch / "trusted.npy"
+def trust(
+    task: Task, suspicion: NDArray[np.float32], share: float, floor: float, name: str = "trusted"
+) -> NDArray[np.int64]:
+    """Choose the trusted rows, once: what was chosen stays with the run, under this name."""
+    path = task.scratch / f"{name}.npy"
     sealed = path.with_suffix(".json")
     if path.exists() and sealed.exists():
         run.check(path.parent, {path.name: run.read_sealed(sealed)["sha256"]})

@@ -1,30 +1,108 @@
-"""One way to look at the pictures, plain or whitened: two watchers, and the signs that they give."""
+"""One way to look at the pictures, plain or whitened: the watchers, and the signs that they give."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from untaint import rng
 from untaint.defenses._company import company, neighbours, side_by_side
-from untaint.defenses._distance import distances
+from untaint.defenses._distance import Centre, distances
 from untaint.defenses._figures import ranked, scaled
 from untaint.defenses._folded import Folded
 from untaint.defenses._strangeness import strangeness
 from untaint.defenses.base import Task
+from untaint.errors import SpecError
 from untaint.examples import Examples
-from untaint.recipe import Recipe
+from untaint.models.build import require
+from untaint.recipe import Augment, Recipe
 from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories, epoch_files
 
-__all__ = ["Gap", "Judged", "Near", "View", "early_epochs", "probe_distance"]
+__all__ = ["Gap", "Near", "View", "Watching", "early_epochs", "probe_distance"]
 
-Judged = Literal["both", "out-of-fold", "in-sample"]  # by which of its watchers a row is judged
+LOSSES = ("ce", "log-ce")  # the lower, the better explained
 Near = tuple[NDArray[np.int64], NDArray[np.int64]]  # some rows of one class, and (rows, count) their neighbours
+
+
+@dataclass(frozen=True, kw_only=True)
+class Watching:
+    """How a view is watched, and what is compared of that.
+
+    ``watchers``: one on each half of the pictures, or one on all of them. ``sample``: the share of its half on which a watcher trains. ``watch_model``: its architecture, if another.
+    ``watch_augment``: what is done to pictures that it trains on. ``recorded``: after which epochs all pictures are looked at: ``other`` is every second one, ``late`` the second half, and the last is
+    always among them. ``features``: of which of these epochs a row's company is found. ``neighbours``: how many make it.
+    ``observable``: what is compared, ``both``: the margin by its distance, margin and log loss by their gap. ``centre``: whether trajectories are compared
+    as they are, or less the median of their class, or both. ``judged``: a row by both watchers of its half, or only by the one that did not train
+    on it, or by the one that did.
+    """
+
+    watchers: Literal["halves", "one"] = "halves"
+    sample: float = 1.0
+    watch_model: str = ""
+    watch_augment: Augment = "none"
+    recorded: Literal["all", "other", "late", "last"] = "all"
+    features: Literal["early", "last"] = "early"
+    neighbours: int = 10
+    observable: Literal["both", Observable] = "both"
+    centre: Literal["both", "none", "class"] = "both"
+    judged: Literal["both", "out-of-fold", "in-sample"] = "both"
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise SpecError(f"neighbours is {self.neighbours}; give at least 1.")
+        if not 0 < self.sample <= 1:
+            raise SpecError(f"sample is {self.sample}; give a share above 0, at most 1.")
+        if self.watch_model:
+            require(self.watch_model)
+
+    @property
+    def halves(self) -> str:
+        """The letter of each watcher."""
+        return "a" if self.watchers == "one" else "ab"
+
+    def changed(self, recipe: Recipe) -> Recipe:
+        """Return a watcher's recipe with what is asked for here."""
+        model = self.watch_model or recipe.model
+        return replace(recipe, model=model, augment=self.watch_augment)
+
+    def rows_of(self, task: Task) -> dict[str, NDArray[np.int64]]:
+        """Return the rows that each watcher trains on, by its letter."""
+        rows, first = task.examples.rows, task.first_half()
+        own = {"a": rows} if self.watchers == "one" else {"a": rows[first[rows]], "b": rows[~first[rows]]}
+        if self.sample == 1:
+            return own
+        return {
+            half: rng.choose(task.seed, f"sample/{half}", its, max(2, round(self.sample * len(its))))
+            for half, its in own.items()
+        }
+
+    def watch(self, rows: NDArray[np.int64], recipe: Recipe) -> Watch:
+        """Return what a watcher records."""
+        last, early = recipe.epochs - 1, early_epochs(recipe)
+        epochs = {
+            "all": range(recipe.epochs),
+            "other": range(last % 2, recipe.epochs, 2),
+            "late": range(recipe.epochs // 2, recipe.epochs),
+            "last": range(last, recipe.epochs),
+        }[self.recorded]
+        features = [epoch for epoch in epochs if epoch in early] if self.features == "early" else []
+        return Watch(rows=rows, epochs=None if self.recorded == "all" else epochs, features=features or [last])
+
+    def folded(self, task: Task, name: str) -> tuple[Folded, Folded]:
+        """Return what was recorded of each row by the watcher of its half, and by the other one, of a view by its name."""
+        told = [Trajectories(task.scratch / f"{name}-{half}" / "trajectories") for half in self.halves]
+        first = task.first_half()
+        return Folded(told[0], told[-1], first), Folded(told[-1], told[0], first)
+
+    def feature_files(self, task: Task, name: str) -> list[Path]:
+        """Return the files of features of a view's watchers."""
+        return [path for half in self.halves for path in epoch_files(task.scratch / f"{name}-{half}" / "features")]
 
 
 @dataclass(frozen=True)
@@ -44,46 +122,45 @@ class View:
 
     judges: tuple[Folded, ...]
     out_of_fold: Folded
+    compared: tuple[Observable, ...]
     near: list[Near]
     distance: NDArray[np.float32]
     strangeness: NDArray[np.float32]
     strange_company: NDArray[np.float32]
 
     @classmethod
-    def gather(
-        cls, task: Task, name: str, recipe: Recipe, count: int, probes: NDArray[np.int64], judged: Judged = "both"
-    ) -> View:
+    def gather(cls, task: Task, name: str, recipe: Recipe, how: Watching, probes: NDArray[np.int64]) -> View:
         """Train the watchers, find each row's neighbours, and measure what needs no witness."""
-        rows, labels, first = task.examples.rows, task.examples.labels, task.first_half()
-        watch = Watch(rows=rows, features=early_epochs(recipe))
+        rows, labels = task.examples.rows, task.examples.labels
         said = "" if name == "watcher" else f", {name}"
-        folders = [
-            task.fit(f"{name}-{half}", recipe, rows[own[rows]], watch=watch, what=f"watch half {half.upper()}{said}")
-            for half, own in (("a", first), ("b", ~first))
-        ]
-        a, b = (Trajectories(folder / "trajectories") for folder in folders)
-        files = [path for folder in folders for path in epoch_files(folder / "features")]
+        for half, own in how.rows_of(task).items():
+            what = f"watch half {half.upper()}{said}" if how.watchers == "halves" else f"watch all{said}"
+            task.fit(f"{name}-{half}", recipe, own, watch=how.watch(rows, recipe), what=what)
+        files = how.feature_files(task, name)
         near = []
         for label in np.unique(labels[rows]):
             members = rows[labels[rows] == label]
             if files and len(members) > 1:
-                near.append((members, neighbours(side_by_side(files, members), members, count)))
-        inside, outside = Folded(a, b, first), Folded(b, a, first)
-        judges = {"both": (inside, outside), "out-of-fold": (outside,), "in-sample": (inside,)}[judged]
-        far = probe_distance(judges, labels, probes)
-        return cls(judges, outside, near, far, *_strangeness(task.examples, probes, files, near))
+                near.append((members, neighbours(side_by_side(files, members), members, how.neighbours)))
+        inside, outside = how.folded(task, name)
+        judges = {"both": (inside, outside), "out-of-fold": (outside,), "in-sample": (inside,)}[how.judged]
+        far = probe_distance(judges, labels, probes, how)
+        compared: tuple[Observable, ...] = ("margin", "log-ce") if how.observable == "both" else (how.observable,)
+        return cls(judges, outside, compared, near, far, *_strangeness(task.examples, probes, files, near))
 
     def around(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return what the company of each row has of these values."""
         return _around(self.near, values)
 
     def gap(self, witness: Trajectories) -> Gap:
-        """Compare margin and log loss of the row's watchers with the witness's."""
-        margin, loss = _mean(witness, "margin"), _mean(witness, "log-ce")
-        own = np.zeros(len(margin), dtype=np.float32)
+        """Compare what the row's watchers recorded, usually margin and log loss, with what the witness did."""
+        own = np.zeros(witness.rows, dtype=np.float32)
+        told = {observable: _mean(witness, observable) for observable in ("margin", *self.compared)}
         for watcher in self.judges:
-            own += scaled(_mean(watcher, "margin") - margin) + scaled(loss - _mean(watcher, "log-ce"))
-        return Gap(own, _mean(self.out_of_fold, "margin") - margin)
+            for observable in self.compared:
+                better = _mean(watcher, observable) - told[observable]
+                own += scaled(-better if observable in LOSSES else better)
+        return Gap(own, _mean(self.out_of_fold, "margin") - told["margin"])
 
 
 def early_epochs(recipe: Recipe) -> tuple[int, ...]:
@@ -92,14 +169,16 @@ def early_epochs(recipe: Recipe) -> tuple[int, ...]:
 
 
 def probe_distance(
-    trajectories: Sequence[Folded], labels: NDArray[np.int64], probes: NDArray[np.int64]
+    trajectories: Sequence[Folded], labels: NDArray[np.int64], probes: NDArray[np.int64], how: Watching
 ) -> NDArray[np.float32]:
-    """Return the mean rank of the plain and the class-centred margin distances to the probes."""
+    """Return the mean rank of the distances to the probes, usually of the margin, plain and class-centred."""
+    observable: Observable = "margin" if how.observable == "both" else how.observable
+    centres: tuple[Centre, ...] = ("none", "class") if how.centre == "both" else (how.centre,)
     return ranked(
         *(
-            distances(seen, probes, observable="margin", centre=centre, labels=labels)  # type: ignore[arg-type]
+            distances(seen, probes, observable=observable, centre=centre, labels=labels)  # type: ignore[arg-type]
             for seen in trajectories
-            for centre in ("none", "class")
+            for centre in centres
         )
     )
 

@@ -186,7 +186,7 @@ class Defense(ABC):
 class Detector(Defense):
     """A defence that scores examples. You write ``score``; deciding and retraining are done here.
 
-    ``stages``: the folders of the models that ``score`` may train, in order. ``fixed``: options that
+    ``stages``: the folders of the models that ``score`` usually trains, in order (``work`` says which with other options). ``fixed``: options that
     what was trained depends on, so that they cannot be changed afterwards. ``usual_rule``: the rule
     that its paper decides by, taken where no other is asked for; None: the preset's.
     """

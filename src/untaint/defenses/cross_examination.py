@@ -29,25 +29,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses._figures import beside_probes, bounded, largest, ranked, scaled
-from untaint.defenses._folded import Folded
+from untaint import rng
+from untaint.defenses._figures import beside_class, beside_probes, bounded, largest, ranked, scaled
 from untaint.defenses._groups import Answers, grouped
 from untaint.defenses._learned import learned
 from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
-from untaint.defenses._view import Judged, View
+from untaint.defenses._view import View, Watching
 from untaint.defenses.base import Detector, Task
 from untaint.errors import SpecError
+from untaint.models.build import require
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Group, Scores, Verdict
 from untaint.training.loop import Watch
-from untaint.trajectories import Trajectories, epoch_files
+from untaint.trajectories import Trajectories
 
 __all__ = ["CrossExamination"]
 
@@ -67,24 +68,31 @@ _SAYS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CrossExamination(Detector):
+class CrossExamination(Watching, Detector):
     """Suspicion of examples whose label is better explained by models that saw the distrusted part than by one that did not.
 
     ``trusted``: share of all rows that the witness is trained on. ``floor``: share of each class
-    that it sees at least. ``neighbours``: how many make a row's company. ``own``: weight of a row's
+    that it sees at least. ``own``: weight of a row's
     own signs beside its company's. ``steps``: a watcher trains for so many, or for four epochs if these are more,
     but no longer than the preset says. ``views``: in which each half is watched (a network of your own always sees pictures as
-    they are). ``judged``: by both watchers of its half, or only by the one that did not train on it, or by the one that did. ``patterns``: whether patterns are looked for. ``learned``: whether triggers that models have learned are.
-    ``without``: a kind of sign that is left out, to see what it is worth.
+    they are). ``beside``: what is taken off the signs of a class without witness: how much further its probes lie than all probes, or how much further the class does, or
+    nothing. ``witnesses``: how many, each from other weights; what they say is averaged. ``witness_model``: their architecture, if another. ``rounds``: in each but
+    the first it is chosen again whom to trust, with what the witness before has told. ``two_sided``: a gap counts in either direction.
+    ``patterns``: whether patterns are looked for. ``learned``: whether triggers that models have learned are.
+    ``without``: a kind of sign that is left out, to see what it is worth. How it is watched: see ``Watching``.
+    What each is worth: docs/results.md.
     """
 
     trusted: float = 0.5
     floor: float = 0.2
-    neighbours: int = 10
     own: float = 1.0
     steps: int = 160
     views: Literal["both", "plain", "whitened"] = "both"
-    judged: Judged = "both"
+    beside: Literal["probes", "class", "nothing"] = "probes"
+    witnesses: int = 1
+    witness_model: str = ""
+    rounds: int = 1
+    two_sided: bool = False
     patterns: bool = True
     learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
@@ -92,23 +100,30 @@ class CrossExamination(Detector):
     version: ClassVar[int] = 8
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = (
+        *(field.name for field in fields(Watching)),
         "trusted",
         "floor",
-        "neighbours",
         "steps",
         "views",
-        "judged",
+        "beside",
+        "witnesses",
+        "witness_model",
+        "rounds",
         "patterns",
         "without",
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.floor <= self.trusted < 1:
             raise SpecError(f"floor is {self.floor} and trusted {self.trusted}; give 0 < floor <= trusted < 1.")
-        if self.neighbours < 1 or self.own < 0:
-            raise SpecError(f"neighbours is {self.neighbours} and own {self.own}; give at least 1 and 0.")
-        if self.steps < 1:
-            raise SpecError(f"steps is {self.steps}; give at least 1.")
+        if self.own < 0:
+            raise SpecError(f"own is {self.own}; give 0 or more.")
+        for name in ("steps", "witnesses", "rounds"):
+            if getattr(self, name) < 1:
+                raise SpecError(f"{name} is {getattr(self, name)}; give at least 1.")
+        if self.witness_model:
+            require(self.witness_model)
 
     def require(self, preset: Preset) -> None:
         """Refuse a preset that records only rows trained on."""
@@ -120,8 +135,8 @@ class CrossExamination(Detector):
 
     def watching(self, task: Task) -> dict[str, Recipe]:
         """Return the recipe of each view's watchers, by the name of its stages."""
-        recipe = task.preset.watch
-        each = math.ceil(len(task.examples) // 2 / recipe.batch)  # steps of an epoch
+        recipe = self.changed(task.preset.watch)
+        each = math.ceil(max(map(len, self.rows_of(task).values())) / recipe.batch)  # steps of an epoch
         plain = replace(recipe, epochs=min(recipe.epochs, max(SHORTEST, math.ceil(self.steps / max(1, each)))))
         whitened = replace(plain, pixels="whitened")
         if self.views == "plain" or task.model is not None or recipe.pixels == "whitened":
@@ -130,15 +145,15 @@ class CrossExamination(Detector):
 
     def work(self, task: Task) -> list[tuple[str, int, int]]:
         """Return the pictures that pass through the watchers and the witness."""
-        total, half = len(task.examples), len(task.examples) // 2
-        testimony = task.preset.witness.epochs
+        rows, testimony = task.examples.rows, task.preset.witness.epochs
         watchers = [
-            (f"{name}-{half_name}", half * recipe.epochs, total * recipe.epochs)
+            (f"{name}-{half}", len(own) * recipe.epochs, len(rows) * sum(map(watch.wants, range(recipe.epochs))))
             for name, recipe in self.watching(task).items()
-            for half_name in "ab"
+            for watch in [self.watch(rows, recipe)]
+            for half, own in self.rows_of(task).items()
         ]
-        witness = (round(total * self.trusted) * testimony, total * min(TESTIMONY, testimony))
-        return [*watchers, ("witness", *witness)]
+        each = (round(len(rows) * self.trusted) * testimony, len(rows) * min(TESTIMONY, testimony))
+        return [*watchers, *((name, *each) for turn in range(self.rounds) for name in self._witness_names(turn))]
 
     def score(self, task: Task) -> Scores:
         """Return the sum of the signs of every row, from two or four watchers and a witness."""
@@ -149,10 +164,7 @@ class CrossExamination(Detector):
         probes = np.setdiff1d(task.compared_with, unusual)
         if len(probes) < FEWEST:
             probes = task.compared_with
-        views = [
-            View.gather(task, name, recipe, self.neighbours, probes, self.judged)
-            for name, recipe in self.watching(task).items()
-        ]
+        views = [View.gather(task, name, recipe, self, probes) for name, recipe in self.watching(task).items()]
         signs = {
             "distance": [view.distance for view in views],
             "distance" + COMPANY: [view.around(view.distance) for view in views],
@@ -160,34 +172,65 @@ class CrossExamination(Detector):
             "strangeness" + COMPANY: [view.strange_company for view in views],
         }
         labels = task.examples.labels
-        signs = {name: [beside_probes(values, labels, probes) for values in sign] for name, sign in signs.items()}
-        suspicion = ranked(
-            *(largest([ranked(values) for values in sign]) for name, sign in signs.items() if self._counts(name))
-        )
-        suspicion[unusual] += 1  # the last to be trusted
-        trusted = trust(task, suspicion, self.trusted, self.floor)
-        witness = self._witness(task, trusted)
-        gaps = [view.gap(witness) for view in views]
-        signs["gap"] = [gap.own for gap in gaps]
-        signs["gap" + COMPANY] = [view.around(gap.own) for view, gap in zip(views, gaps, strict=True)]
+        signs = {name: [self._beside(values, labels, probes) for values in sign] for name, sign in signs.items()}
+        for turn in range(self.rounds):
+            suspicion = self._suspicion(signs)
+            suspicion[unusual] += 1  # the last to be trusted
+            trusted = trust(task, suspicion, self.trusted, self.floor, self._name("trusted", turn))
+            witnesses = self._testimony(task, trusted, turn)
+            gaps = [[view.gap(witness) for witness in witnesses] for view in views]
+            signs["gap"] = [np.mean([gap.own for gap in told], axis=0) for told in gaps]
+            signs["gap" + COMPANY] = [view.around(own) for view, own in zip(views, signs["gap"], strict=True)]
         parts = {name: largest([bounded(values) for values in sign]) for name, sign in signs.items()}
+        if self.two_sided:
+            parts |= {name: np.abs(sign) for name, sign in parts.items() if name.startswith("gap")}
         values = self._sum(parts)
-        tested = recover(task, found, trusted, list(self.watching(task)))
+        stages = [[f"{name}-{half}" for half in self.halves] for name in self.watching(task)]
+        tested = recover(task, found, trusted, stages)
         parts |= _counted(tested, task.examples.total)
         vouched = np.isin(np.arange(task.examples.total), trusted)
-        parts["learned"] = learned(views, witness.predicted(), vouched, labels) * np.float32(self.learned)
+        parts["learned"] = learned(views, witnesses[0].predicted(), vouched, labels) * np.float32(self.learned)
         values += np.maximum(parts["trigger"], np.float32(LEARNED) * parts["learned"])
-        parts["margin_gap"] = largest([gap.margin for gap in gaps])
+        parts["margin_gap"] = largest([np.mean([gap.margin for gap in told], axis=0) for told in gaps])
         parts["suspicion"] = suspicion
         parts["trusted"] = vouched.astype(np.float32)
         return Scores(values=values, name="cross-examination", parts=parts, triggers=tuple(triggers(tested)))
 
-    def _witness(self, task: Task, trusted: NDArray[np.int64]) -> Trajectories:
-        """Train the witness on the trusted rows; it is asked about every row after each of its last epochs."""
+    def _suspicion(self, signs: dict[str, list[NDArray[np.float32]]]) -> NDArray[np.float32]:
+        """Return the mean rank of every row by all signs known so far, in [0, 1]."""
+        return ranked(
+            *(largest([ranked(values) for values in sign]) for name, sign in signs.items() if self._counts(name))
+        )
+
+    def _beside(
+        self, values: NDArray[np.float32], labels: NDArray[np.int64], probes: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return a sign of every row, less what all of its class have."""
+        if self.beside == "probes":
+            return beside_probes(values, labels, probes)
+        return beside_class(values, labels) if self.beside == "class" else scaled(values)
+
+    def _testimony(self, task: Task, trusted: NDArray[np.int64], turn: int) -> list[Trajectories]:
+        """Train the witnesses on the trusted rows; they are asked about every row after each of their last epochs."""
         recipe = task.preset.witness
+        if self.witness_model:
+            recipe = replace(recipe, model=self.witness_model)
         watch = Watch(rows=task.examples.rows, epochs=range(max(0, recipe.epochs - TESTIMONY), recipe.epochs))
-        folder = task.fit("witness", recipe, trusted, watch=watch, what="train the witness")
-        return Trajectories(folder / "trajectories")
+        said = []
+        for number, name in enumerate(self._witness_names(turn)):
+            own = task if number == 0 else replace(task, seed=rng.derive(task.seed, "witness", number))
+            folder = own.fit(name, recipe, trusted, watch=watch, what="train the witness")
+            said.append(Trajectories(folder / "trajectories"))
+        return said
+
+    def _witness_names(self, turn: int) -> list[str]:
+        """Return the folders of a round's witnesses."""
+        name = self._name("witness", turn)
+        return [name, *(f"{name}-{number + 1}" for number in range(1, self.witnesses))]
+
+    def _name(self, what: str, turn: int) -> str:
+        """Return what belongs to a round by name; the last round's have the plain one."""
+        return what if turn == self.rounds - 1 else f"{what}-of-round-{turn + 1}"
 
     def _sum(self, signs: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """Add the signs up; the order stays, but the long tail of hard clean pictures is drawn in."""
@@ -203,17 +246,13 @@ class CrossExamination(Detector):
 
     def groups(self, scores: Scores, verdict: Verdict, task: Task) -> tuple[Group, ...]:
         """Return who of those set aside belongs together, as the watchers see and answer; of models that are there."""
-        first, scratch = task.first_half(), task.scratch
-        halves = [[scratch / f"{name}-{half}" for half in "ab"] for name in self.watching(task)]
+        names = list(self.watching(task))
         told = Answers(
-            watchers=[
-                Folded(Trajectories(b / "trajectories"), Trajectories(a / "trajectories"), first).predicted()
-                for a, b in halves
-            ],
-            witness=Trajectories(scratch / "witness" / "trajectories").predicted(),
+            watchers=[self.folded(task, name)[1].predicted() for name in names],
+            witness=Trajectories(task.scratch / "witness" / "trajectories").predicted(),
             trusted=scores.parts["trusted"] > 0,
         )
-        views = [[path for folder in both for path in epoch_files(folder / "features")] for both in halves]
+        views = [self.feature_files(task, name) for name in names]
         rows = np.setdiff1d(task.examples.rows, task.outside)
         rejected = np.intersect1d(np.flatnonzero(verdict.rejected), rows)
         kept, labels = np.setdiff1d(rows, rejected), task.examples.labels

@@ -16,6 +16,12 @@ from untaint.models.proxy import Proxy
 
 __all__ = ["Pixels", "build", "features_of", "names", "require"]
 
+PROXIES: dict[str, dict[str, int]] = {
+    "proxy": {},
+    "proxy-wide": {"width": 32},
+    "proxy-narrow": {"width": 8},
+    "proxy-half": {"shrink": 2},
+}
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
 
 
@@ -48,7 +54,7 @@ def names() -> list[str]:
     """Return the names of models that can be built (timm's are too many to list)."""
     import torchvision
 
-    return ["proxy", "proxy-wide", *torchvision.models.list_models(module=torchvision.models)]
+    return [*PROXIES, *torchvision.models.list_models(module=torchvision.models)]
 
 
 def require(name: str) -> None:
@@ -95,8 +101,8 @@ def _try(name: str, network: nn.Module, size: tuple[int, int, int]) -> None:
 
 
 def _network(name: str, classes: int, size: int) -> nn.Module:
-    if name in ("proxy", "proxy-wide"):
-        return Proxy(classes, width=32 if name == "proxy-wide" else 16)
+    if name in PROXIES:
+        return Proxy(classes, **PROXIES[name])
     import torchvision
 
     network: nn.Module

@@ -31,9 +31,10 @@ class _Layer(nn.Module):
 class Proxy(nn.Module):
     """A small network for pictures of 8 to 128 pixels; its features have ``4 * width`` entries."""
 
-    def __init__(self, classes: int, width: int = 16, channels: int = 3) -> None:
-        """``classes``: how many logits; ``width``: channels of the first layer; ``channels``: 1 or 3."""
+    def __init__(self, classes: int, width: int = 16, channels: int = 3, shrink: int = 1) -> None:
+        """``classes``: how many logits; ``width``: channels of the first layer; ``channels``: 1 or 3; ``shrink``: how many times smaller it sees pictures."""
         super().__init__()
+        self.shrink = shrink
         self.body = nn.Sequential(
             _Layer(channels, width, halve=True),
             _Layer(width, 2 * width),
@@ -46,5 +47,7 @@ class Proxy(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits (batch, classes) of float pictures (batch, channels, height, width)."""
+        if self.shrink > 1:
+            images = nn.functional.avg_pool2d(images, self.shrink)
         logits: Tensor = self.head(self.body(images).mean(dim=(2, 3)))
         return logits
