@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from _markdown import machines, table
-from _words import by_attack, on_costs, on_models, on_probes, on_resnet18, what_it_says
+from _words import by_attack, minutes_of, on_costs, on_models, on_probes, on_resnet18, on_studies, what_it_says
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -29,7 +30,7 @@ WORDS = {
     "cost": on_costs,
     "examination": on_models,
     "adaptive": on_models,
-    "robustness": on_models,
+    "robustness": on_studies,
 }
 DETECTED = [
     "AUROC",
@@ -160,8 +161,8 @@ def _detected(group: Group, result: Result) -> list[str]:
     ]
 
 
-def parts(found: Sequence[Result]) -> str:
-    """One line for each detector of the one setting of a grid: how well it does over all attacks, and by attack."""
+def parts(found: Sequence[Result], *, costs: bool = False) -> str:
+    """One line for each detector of the one setting of a grid: how well it does over all attacks, and by attack; perhaps what its models cost."""
     groups = grouped(found)
     names = dict(zip(groups[0].finished[0]["poisoned"], labels(attackers(groups)), strict=True))
     rows = []
@@ -175,11 +176,13 @@ def parts(found: Sequence[Result]) -> str:
                 f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
                 f"{removal['poisoned']:,}",
                 f"{removal['clean']:,}",
+                *([f"{minutes_of(result):.1f}"] if costs else []),
                 *(f"{every[name]['auroc']:.3f}" for name in names),
             ]
         )
     poisoned = sum(groups[0].finished[0]["poisoned"].values())
-    head = ["", "AUROC", "TPR at 1 % FPR", f"set aside of {poisoned:,} poisoned", "others set aside", *names.values()]
+    head = ["", "AUROC", "TPR at 1 % FPR", f"set aside of {poisoned:,} poisoned", "others set aside"]
+    head += [*(["processor minutes of its models"] if costs else []), *names.values()]
     return f"{groups[0].title}; the last columns are AUROC by attack.\n\n{table(head, rows)}"
 
 
@@ -189,12 +192,11 @@ def costs(found: Sequence[Result]) -> str:
     for group in grouped(found):
         for result in group.finished:
             every, removal = result["detection"], result["removal"]
-            own = [cost["core_seconds"] for cost in result["stages"].values()]
             rows.append(
                 [
-                    str(result["origin"]["watch"]["epochs"]) if own else "none",
+                    str(result["origin"]["watch"]["epochs"]) if result["stages"] else "none",
                     group.called,
-                    f"{sum(own) / 60:.1f}",
+                    f"{minutes_of(result):.1f}",
                     f"{every['all']['auroc']:.4f}",
                     f"{100 * every['all']['tpr_at_fpr']['0.01']:.1f} %",
                     f"{removal['poisoned']:,} of {sum(result['poisoned'].values()):,}",
@@ -235,6 +237,7 @@ TABLES = {  # of grids that are shown in a table of their own
     "paper-score": recordings,
     "clean": alarms,
     "ablation": parts,
+    "choices": partial(parts, costs=True),
     "cost": costs,
     **dict.fromkeys(("probes", "examination", "robustness", "adaptive"), detected),
 }

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
+from _markdown import table
 from scipy import stats
 
 from untaint.bench.groups import Group, Result, attack_success, attackers, clean_accuracy, grouped, labels, mean_asr
@@ -200,6 +201,11 @@ def on_probes(found: Sequence[Result]) -> str:
     )
 
 
+def minutes_of(one: Result) -> float:
+    """How many processor minutes the models of a detector took."""
+    return float(sum(cost["core_seconds"] for cost in one["stages"].values())) / 60
+
+
 def on_costs(found: Sequence[Result]) -> str:
     """What the default scan would gain by watching longer, or by one view."""
     whole = "cross-examination:steps=1000000"
@@ -207,14 +213,11 @@ def on_costs(found: Sequence[Result]) -> str:
     if not {(whole, epochs) for epochs in (2, DEFAULT, 12)} <= set(told):
         return ""
 
-    def minutes(one: Result) -> float:
-        return float(sum(cost["core_seconds"] for cost in one["stages"].values())) / 60
-
     def said(epochs: int) -> str:
         one = told[whole, epochs]
         removal = one["removal"]
         return (
-            f"{epochs} epochs: {minutes(one):.1f} processor minutes, AUROC {one['detection']['all']['auroc']:.4f}, {removal['poisoned']:,} poisoned pictures and "
+            f"{epochs} epochs: {minutes_of(one):.1f} processor minutes, AUROC {one['detection']['all']['auroc']:.4f}, {removal['poisoned']:,} poisoned pictures and "
             f"{removal['rejected'] - removal['poisoned']:,} others set aside"
         )
 
@@ -251,6 +254,34 @@ def on_models(found: Sequence[Result]) -> str:
                 f"By attack{' (without the poison)' if clean else ''}: {', '.join(each)}."
             )
     return "\n\n".join(said)
+
+
+def on_studies(found: Sequence[Result]) -> str:
+    """What models do, and of long tails who is set aside by class."""
+    return "\n\n".join(filter(None, [on_models(found), on_tails(found)]))
+
+
+def on_tails(found: Sequence[Result]) -> str:
+    """One table for each long tail: by class, the largest first, who is poisoned and who is set aside."""
+    parts = []
+    for group in grouped(found):
+        for result in group.finished:
+            classes = result.get("removal", {}).get("classes", {})  # results of before say no more than how many are set aside
+            if result["origin"]["setting"]["long_tail"] > 1 and classes:
+                order = sorted(classes, key=lambda name: -classes[name]["rows"])
+                head = ["", *order, "all"]
+                lines = [
+                    [said, *(f"{value:,}" for value in values), f"{sum(values):,}"]
+                    for said, what in (
+                        ("pictures", "rows"),
+                        ("poisoned", "poisoned"),
+                        ("set aside", "set aside"),
+                        ("clean and set aside", "clean set aside"),
+                    )
+                    for values in [[classes[name][what] for name in order]]
+                ]
+                parts.append(f"*{group.title}, {group.called}*, by class:\n\n{table(head, lines)}")
+    return "\n\n".join(parts)
 
 
 def fooling(oracle: Group) -> list[tuple[str, str, float, int]]:

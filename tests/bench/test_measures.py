@@ -89,7 +89,14 @@ def test_removal_counts_each_kind_by_itself(case):
     assert found["precision"] == 0.75
     assert found["recall"] == 1
     assert found["per attack"] == {"patch": 20, "blend": 40}
-    assert sum(found["per class"].values()) == 80
+    whole = {"rows": 400, "poisoned": 60, "set aside": 80, "clean set aside": found["clean"]}
+    assert {what: sum(own[what] for own in found["classes"].values()) for what in whole} == whole
+    labels = case.examples.labels
+    for label, name in enumerate(case.examples.class_names):
+        own = found["classes"][name]
+        assert own["rows"] == np.count_nonzero(labels == label)
+        assert own["poisoned"] == np.count_nonzero(labels[case.ledger.poisoned()] == label)
+        assert own["set aside"] == np.count_nonzero(labels[verdict.rows] == label)
     nobody = measures.removal(
         case, Fraction(0.0).decide(Scores(values=values, name="mine"), labels=case.examples.labels, probes=case.probes)
     )

@@ -80,20 +80,28 @@ def _true_positives(poison: NDArray[np.float64], clean: NDArray[np.float64], rat
 def removal(case: Case, verdict: Verdict) -> dict[str, Any]:
     """Return who was set aside: of each attack, of the clean, the confused and the covers, and of each class."""
     rejected, ledger = verdict.rejected, case.ledger
-    rows, poison = int(rejected.sum()), int(rejected[ledger.poisoned()].sum())
-    per_class = np.bincount(case.examples.labels[rejected], minlength=len(case.examples.class_names))
+    aside, poison = int(rejected.sum()), int(rejected[ledger.poisoned()].sum())
+    clean = np.intersect1d(case.clean(), np.flatnonzero(rejected))
+    counted = {
+        "rows": case.examples.rows,
+        "poisoned": ledger.poisoned(),
+        "set aside": np.flatnonzero(rejected),
+        "clean set aside": clean,
+    }
+    names, labels = case.examples.class_names, case.examples.labels
+    by_class = {what: np.bincount(labels[rows], minlength=len(names)).tolist() for what, rows in counted.items()}
     return {
         "rule": verdict.rule,
-        "rejected": rows,
-        "share": round(rows / len(case.examples), 5),
+        "rejected": aside,
+        "share": round(aside / len(case.examples), 5),
         "poisoned": poison,
-        "clean": int(rejected[case.clean()].sum()),
+        "clean": len(clean),
         "label noise": int(rejected[case.noisy].sum()),
         "covers": int(rejected[ledger.covers()].sum()),
-        "precision": round(poison / rows, 5) if rows else None,
+        "precision": round(poison / aside, 5) if aside else None,
         "recall": round(poison / len(ledger.poisoned()), 5) if len(ledger.poisoned()) else None,
         "per attack": {name: int(rejected[ledger.poisoned(n)].sum()) for n, name in enumerate(case.names)},
-        "per class": dict(zip(case.examples.class_names, per_class.tolist(), strict=True)),
+        "classes": {name: {what: by_class[what][label] for what in counted} for label, name in enumerate(names)},
     }
 
 
