@@ -266,7 +266,9 @@ def on_tails(found: Sequence[Result]) -> str:
     parts = []
     for group in grouped(found):
         for result in group.finished:
-            classes = result.get("removal", {}).get("classes", {})  # results of before say no more than how many are set aside
+            classes = result.get("removal", {}).get(
+                "classes", {}
+            )  # results of before say no more than how many are set aside
             if result["origin"]["setting"]["long_tail"] > 1 and classes:
                 order = sorted(classes, key=lambda name: -classes[name]["rows"])
                 head = ["", *order, "all"]

@@ -20,7 +20,18 @@ from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
 
-__all__ = ["Ledger", "applied", "attack_names", "plan", "poison", "selected", "stamped", "stronger", "triggered"]
+__all__ = [
+    "Ledger",
+    "applied",
+    "attack_names",
+    "fixed",
+    "plan",
+    "poison",
+    "selected",
+    "stamped",
+    "stronger",
+    "triggered",
+]
 
 BLOCK_BYTES = 2**24  # pictures are stamped in blocks of about this size, which stay in the processor's cache
 
@@ -226,6 +237,15 @@ def triggered(examples: Examples, attack: Attack) -> Examples:
     labels[rows] = target
     source = f"{examples.source}, triggered by {spec.text(name, attack)}"
     return replace(examples, images=images, labels=labels, rows=rows, source=source)
+
+
+def fixed(attack: Attack) -> Attack:
+    """Return an attack whose trigger is known without any training set; raises InputError for one that is computed from pictures."""
+    if type(attack).ready is not Attack.ready:
+        raise InputError(
+            f"the trigger of {ATTACKS.name_of(attack)} is computed from the training pictures, which are not here. Give another attack."
+        )
+    return attack
 
 
 def stronger(clean: Examples, shown: Examples, times: float = 2.0) -> Examples:

@@ -218,6 +218,24 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert "of 40 pictures are labelled right" in outcome.out
 
+    look = ("spectrum", tmp_path / "clean", dirty[0], "--attack", "patch:target=0", "--attack", "blend:target=1")
+    outcome = told(*look, "--out", tmp_path / "look", "--at", "1.head", "--json", "--quiet")
+    assert outcome.code == 0, outcome.err
+    found = json.loads(outcome.out)
+    assert list(found["triggers"]) == ["patch", "blend"]
+    success = ut.accuracy(ut.load_model(tmp_path / "clean"), ut.triggered(test, ut.ATTACKS.build("patch:target=0")))
+    assert found["triggers"]["patch"]["success"][0] == pytest.approx(success)
+    assert found["triggers"]["patch"]["accuracy"][0] == pytest.approx(expected["accuracy"])
+    kept = np.load(tmp_path / "look" / "spectrum.npz")
+    assert kept["patch energy"].sum() == pytest.approx(1, abs=0.01), "three logits have three directions"
+    assert (tmp_path / "look" / "spectrum.svg").read_text().startswith("<?xml")
+    outcome = told(*look, "--out", tmp_path / "look", "--at", "1.head")
+    assert outcome.code == 0, outcome.err
+    assert "patch: taken for the right class, the target " in outcome.out
+    outcome = told(*look, "--out", tmp_path / "look", "--at", "hed")
+    assert outcome.code == 2
+    assert "no layer 'hed'" in outcome.err
+
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "models", "presets", "rules"])
 def test_list(what: str) -> None:
@@ -280,7 +298,7 @@ def test_help_teaches() -> None:
     alone, asked = told(), told("--help")
     assert alone == asked
     assert alone.code == 0
-    for name in ("scan", "score", "train", "evaluate", "poison", "probes", "report", "list", "demo"):
+    for name in ("scan", "score", "train", "evaluate", "poison", "probes", "report", "spectrum", "list", "demo"):
         assert re.search(rf"^  {name} +\S", alone.out, re.MULTILINE)
         page = told(name, "--help")
         assert page.code == 0

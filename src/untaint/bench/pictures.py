@@ -9,17 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from untaint import run
+from untaint import drawing
 from untaint.bench import sweeps
 from untaint.bench.groups import Group, Result, attackers_of, clean_accuracy, core_minutes, grouped, labels, mean_asr
 from untaint.bench.measures import CURVE
 
 __all__ = ["draw"]
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c564b", "#bcbd22")
-ACROSS = 4  # axes side by side
 CONTROLS = {"none": "#000000", "oracle": "#666666", "random": "#aaaaaa"}
-CLEAN, PROBES = "#444444", "#000000"
+PROBES = "#000000"
 
 
 def draw(results: Sequence[Result], folder: Path, kinds: Collection[str] | None = None) -> list[Path]:
@@ -37,11 +35,11 @@ def draw(results: Sequence[Result], folder: Path, kinds: Collection[str] | None 
         for kind, plot in _PLOTS.items():
             figure = plot(title, own) if kinds is None or kind in kinds else None
             if figure is not None:
-                paths.append(_save(figure, folder / f"{_file(title)}-{kind}.svg"))
+                paths.append(drawing.save(figure, folder / f"{_file(title)}-{kind}.svg"))
     if kinds is None or "sweep" in kinds:
-        figure = sweeps.plot([result for group in groups for result in group.finished], COLOURS)
+        figure = sweeps.plot([result for group in groups for result in group.finished], drawing.COLOURS)
         if figure is not None:
-            paths.append(_save(figure, folder / "sweep.svg"))
+            paths.append(drawing.save(figure, folder / "sweep.svg"))
     return paths
 
 
@@ -49,38 +47,11 @@ def _file(title: str) -> str:
     return "-".join("".join(one if one.isalnum() else " " for one in title.lower()).split())[:80]
 
 
-def _save(figure: Any, path: Path) -> Path:
-    with run.written(path) as file:
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return path
-
-
-def _figure(title: str, count: int) -> tuple[Any, Any]:
-    """Return a figure with so many axes, at most four side by side; needs no display."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    matplotlib.rcParams["svg.hashsalt"] = "untaint"  # the same file for the same results
-    across, down = min(count, ACROSS), -(-count // ACROSS)
-    figure = Figure(figsize=(3.6 * across + 0.6, 2.6 * down + 0.8), layout="constrained")
-    axes = figure.subplots(down, across, squeeze=False).ravel()
-    for unused in axes[count:]:
-        unused.set_axis_off()
-    axes = axes[:count]
-    figure.suptitle(title, fontsize=10)
-    for one in axes:
-        one.grid(True, color="#e6e6e6", linewidth=0.6)
-        one.tick_params(labelsize=8)
-        for side in ("top", "right"):
-            one.spines[side].set_visible(False)
-    return figure, axes
-
-
 def _colour(group: Group, groups: Sequence[Group]) -> str:
     """Return a defence's colour, the same in every plot of a setting; controls are grey."""
     name = group.defence.split(" ")[0]
     others = [one.defence for one in groups if one.defence.split(" ")[0] not in CONTROLS]
-    return CONTROLS.get(name) or COLOURS[others[::-1].index(group.defence) % len(COLOURS)]
+    return CONTROLS.get(name) or drawing.COLOURS[others[::-1].index(group.defence) % len(drawing.COLOURS)]
 
 
 def _mean_curve(group: Group, attack: str) -> np.ndarray[Any, Any] | None:
@@ -104,7 +75,7 @@ def _roc(title: str, groups: Sequence[Group]) -> Any:
     if not judged:
         return None
     attacks = {"all": "all", **_called(judged[0].finished[0])}
-    figure, axes = _figure(title, len(attacks))
+    figure, axes = drawing.figure(title, len(attacks))
     for axis, (attack, label) in zip(axes, attacks.items(), strict=True):
         for group in judged:
             curve = _mean_curve(group, attack)
@@ -113,7 +84,7 @@ def _roc(title: str, groups: Sequence[Group]) -> Any:
         axis.set(xscale="log", xlim=(1e-4, 1), ylim=(0, 1.02))
         axis.set_title(label, fontsize=9)
         axis.set_xlabel("false positive rate", fontsize=8)
-    for axis in axes[::ACROSS]:
+    for axis in axes[:: drawing.ACROSS]:
         axis.set_ylabel("true positive rate", fontsize=8)
     figure.legend(
         *axes[0].get_legend_handles_labels(),
@@ -132,7 +103,7 @@ def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, S
         shown = [group for group in groups if group.values(mean_asr)]
         if len(shown) < 2:
             return None
-        figure, axes = _figure(title, 2)
+        figure, axes = drawing.figure(title, 2)
         for axis, other, what in (
             (axes[0], mean_asr, "mean attack success, %"),
             (axes[1], clean_accuracy, "clean accuracy, %"),
@@ -156,9 +127,9 @@ def _against(measure: Callable[[Result], float], label: str) -> Callable[[str, S
 def _colours(kinds: Sequence[str]) -> dict[str, str]:
     others = [kind for kind in kinds if kind not in ("clean", "probes")]
     return {
-        "clean": CLEAN,
+        "clean": drawing.CLEAN,
         "probes": PROBES,
-        **{kind: COLOURS[number % len(COLOURS)] for number, kind in enumerate(others)},
+        **{kind: drawing.COLOURS[number % len(drawing.COLOURS)] for number, kind in enumerate(others)},
     }
 
 
@@ -170,7 +141,7 @@ def _histograms(title: str, groups: Sequence[Group]) -> Any:
     ]
     if not shown:
         return None
-    figure, axes = _figure(title, len(shown))
+    figure, axes = drawing.figure(title, len(shown))
     for axis, group in zip(axes, shown, strict=True):
         counts = dict(group.finished[0]["histogram"])
         edges = np.array(counts.pop("edges"))
@@ -196,7 +167,7 @@ def _bands(title: str, groups: Sequence[Group]) -> Any:
     known = next((result for group in groups for result in group.finished if "bands" in result), None)
     if known is None:
         return None
-    figure, (axis,) = _figure(title, 1)
+    figure, (axis,) = drawing.figure(title, 1)
     figure.set_figwidth(6)
     colours, called = _colours(list(known["bands"])), _called(known)
     for kind, (low, middle, high) in known["bands"].items():

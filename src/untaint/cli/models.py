@@ -1,4 +1,4 @@
-"""Commands that train models and measure them: train, evaluate."""
+"""Commands that train models and measure them: train, evaluate, spectrum."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
 from untaint import terminal
 from untaint.arguments import given, option
@@ -16,8 +16,12 @@ from untaint.cli.options import Augmentation, Columns, Data, Json, Model, Precis
 
 if TYPE_CHECKING:
     from untaint.recipe import Preset
+    from untaint.spectra import Spectrum
 
-__all__ = ["evaluate", "train"]
+__all__ = ["evaluate", "spectrum", "train"]
+
+FolderOfModel = Positional[Annotated[Path, given("A folder written by `untaint train` or `untaint scan`.", "MODEL")]]
+STRONGEST = (1, 10, 50)  # so many directions are told of
 
 
 def train(
@@ -69,7 +73,7 @@ def train(
 
 
 def evaluate(
-    model: Positional[Annotated[Path, given("A folder written by `untaint train` or `untaint scan`.", "MODEL")]],
+    model: FolderOfModel,
     data: Data,
     /,
     *,
@@ -104,3 +108,109 @@ def evaluate(
         print(terminal.table(("class", "right"), lines[:50]))
         print(f"\n{found['accuracy']:.2%} of {found['pictures']:,} pictures are labelled right.")
     return 0
+
+
+def spectrum(
+    model: FolderOfModel,
+    data: Data,
+    /,
+    *,
+    attack: Annotated[
+        UseAppendAction[list[str]],
+        given("The trigger looked at, NAME:KEY=VALUE,...; may be given several times.", "ATTACK"),
+    ],
+    out: Annotated[Path, given("The folder of spectrum.svg and of spectrum.npz with its figures.", "FOLDER")],
+    at: Annotated[str, option("The layer, by its name in the network.", "LAYER")] = "before-pool",
+    k: Annotated[int, option("How many directions count as strong in the scatter plots.", "K")] = 10,
+    share: Annotated[float, option("Of pictures with the trigger in a batch as it comes.", "SHARE")] = 0.05,
+    pictures: Annotated[int, option("How many are looked at.", "N")] = 1000,
+    split: Annotated[
+        str | None, option("Which part; if not given, test where the data has parts, else all.", "PART")
+    ] = None,
+    columns: Columns,
+    seed: Seed = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> int:
+    """Show what a layer of MODEL sees of a trigger: its singular values, and in which directions a trigger lies.
+
+    DATA are clean pictures. They are looked at as they are and with each trigger laid over.
+
+    Example: untaint spectrum runs/photos/model photos/test --attack patch:target=0 --out runs/spectrum
+    """
+    import numpy as np
+
+    from untaint import run
+    from untaint.attacks import ATTACKS
+    from untaint.poisoning import attack_names, fixed, triggered
+    from untaint.sources import load, open_source
+    from untaint.sources.opening import open_test
+    from untaint.spectra import draw, look
+    from untaint.training.checkpoint import load_model, read_card
+    from untaint.training.evaluate import relabelled
+
+    network, card = load_model(model), read_card(model)
+    bars = terminal.progress(quiet)
+    made = [fixed(ATTACKS.build(text)) for text in attack]
+    part = open_test(data, **asdict(columns)) if split is None else open_source(data, split=split, **asdict(columns))
+    clean = relabelled(load(part, size=card["size"][1], fewest_classes=1, progress=bars), card["class_names"])
+    shown = {name: triggered(clean, one) for name, one in zip(attack_names(made), made, strict=True)}
+    found = look(network, clean, shown, at, k=k, share=share, most=pictures, seed=seed, progress=bars)
+    picture = draw(found, out / "spectrum.svg")
+    with run.written(out / "spectrum.npz") as file:
+        np.savez(file, allow_pickle=False, **found.arrays())
+    if as_json:
+        print(json.dumps({"out": str(out), "layer": found.layer, "rank": found.rank, "triggers": _told(found)}))
+    else:
+        print(terminal.table(("", "of clean pictures", "with the trigger"), _lines(found), left=True))
+        print(
+            f"\nThe effective rank of all {found.pictures:,} clean pictures at {found.layer} is {found.rank:.0f} of {found.width:,}."
+        )
+        print(f"written        {picture} and spectrum.npz beside it")
+        print(
+            f"next           open {shlex.quote(str(picture))}; other layers by --at, such as those that a wrong name lists"
+        )
+    return 0
+
+
+def _told(found: Spectrum) -> dict[str, dict[str, object]]:
+    """Return what JSON says of each trigger."""
+    return {
+        name: {
+            "rank": one.rank,
+            "clean_rank": one.clean_rank,
+            "energy": {count: float(one.energy[:count].sum()) for count in STRONGEST},
+            "clean_energy": {count: float(one.clean_energy[:count].sum()) for count in STRONGEST},
+            "removed": list(found.removed),
+            "success": one.success.tolist(),
+            "accuracy": one.accuracy.tolist(),
+        }
+        for name, one in found.shown.items()
+    }
+
+
+def _lines(found: Spectrum) -> list[tuple[str, str, str]]:
+    """Return what a table says of each trigger."""
+    lines = []
+    for name, one in found.shown.items():
+        lines.append((f"{name}: effective rank", f"{one.clean_rank:.0f}", f"{one.rank:.0f}"))
+        for count in STRONGEST:
+            lines.append(
+                (
+                    f"{name}: energy in the {count} strongest",
+                    f"{one.clean_energy[:count].sum():.0%}",
+                    f"{one.energy[:count].sum():.0%} of its change",
+                )
+            )
+        for count in (0, *STRONGEST):
+            if count in found.removed:
+                place = found.removed.index(count)
+                without = f" without the {count} strongest" if count else ""
+                lines.append(
+                    (
+                        f"{name}: taken for the right class, the target{without}",
+                        f"{one.accuracy[place]:.1%}",
+                        f"{one.success[place]:.1%}",
+                    )
+                )
+    return lines

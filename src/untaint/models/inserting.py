@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from untaint.errors import InputError, SpecError
 from untaint.models.eigenguard import EigenGuard
 
-__all__ = ["BEFORE_POOL", "Guarded", "insert_eigenguard", "remove_eigenguard"]
+__all__ = ["BEFORE_POOL", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard"]
 
 BEFORE_POOL = "before-pool"
 LAST = (
@@ -54,9 +54,9 @@ def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -
     Raises SpecError for a layer that there is not, InputError where one is guarded already.
     """
     guarded = copy.deepcopy(model)
-    name = _place(guarded, at)
+    name, inside = layer_named(guarded, at)
     parent, _, last = name.rpartition(".")
-    holder, inside = guarded.get_submodule(parent), guarded.get_submodule(name)
+    holder = guarded.get_submodule(parent)
     if isinstance(inside, (Guarded, EigenGuard)) or isinstance(holder, Guarded):
         raise InputError(f"there is an EigenGuard at {name} already. Take it out with remove_eigenguard first.")
     guard = EigenGuard(**options)
@@ -84,19 +84,23 @@ def remove_eigenguard(model: nn.Module) -> nn.Module:
     return plain
 
 
-def _place(model: nn.Module, at: str) -> str:
-    """Return the full name of the layer asked for."""
+def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:
+    """Return the full name of the layer asked for, and the layer; ``at`` as for ``insert_eigenguard``.
+
+    Raises SpecError for one that there is not.
+    """
     names: list[str] = [name for name, _ in model.named_modules() if name]
     if at == BEFORE_POOL:
         found = [name for known in LAST for name in names if name.rpartition(".")[2] == known]
         if found:
-            return min(found, key=lambda name: name.count("."))
+            name = min(found, key=lambda name: name.count("."))
+            return name, model.get_submodule(name)
         tops = [name for name, _ in model.named_children()]
         raise SpecError(
             f"where {type(model).__name__} pools its features is not known. Name the layer before, one of {', '.join(tops[:SHOWN]) or 'none'}."
         )
     if at in names:
-        return at
+        return at, model.get_submodule(at)
     near = difflib.get_close_matches(at, names, SHOWN, 0.4) or names[:SHOWN]
     raise SpecError(
         f"{type(model).__name__} has no layer {at!r}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
