@@ -302,6 +302,25 @@ def test_more_than_there_are_is_capped_with_one_warning_or_refused():
         EigenGuard(9, strict=True)(drawn(6, 40))
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 40.0])
+def test_the_same_few_pictures_again_and_again_stay_finite(scale):
+    """Eight pictures and k=50: most directions are not there, and many eigenvalues equal."""
+    layer, features = EigenGuard(50), scale * torch.relu(drawn(8, 1024).float())
+    layer.tried()  # the cap is not what is asked here
+    for _ in range(30):
+        assert layer(features).isfinite().all()
+    exact = torch.linalg.svdvals(features.double()) / 8**0.5
+    assert layer.lengths[:8] == pytest.approx(exact.float(), rel=1e-3)
+    assert layer.lengths[8:].abs().max() <= 1e-2 * exact[0]
+    assert layer.eval()(features).isfinite().all()
+
+
+def test_one_whose_speed_is_tried_takes_any_batch_without_a_word():
+    layer = EigenGuard(9, strict=True)
+    layer.tried()
+    layer(drawn(6, 40))
+
+
 def test_eval_before_any_batch_and_on_other_sizes_is_refused():
     layer = EigenGuard(3).eval()
     with pytest.raises(SpecError, match="has seen no batch"):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from small import RECIPE, Stopping, WithDropout, contents, pictures
-from untaint import Recorder, Trajectories, accuracy, evaluate, rng
+from untaint import EigenGuard, Recorder, Trajectories, accuracy, evaluate, insert_eigenguard, rng
 from untaint.errors import InputError, RunError, TrainingError
 from untaint.models.build import build, head_of
 from untaint.training.loop import Watch, _matrices, _Training, fit, predict
@@ -49,6 +49,26 @@ def test_epochs_are_shuffled_anew(tmp_path):
     first = np.concatenate(list(work.batches()))
     work.epoch = 1
     assert not np.array_equal(first, np.concatenate(list(work.batches())))
+
+
+def test_a_network_with_eigenguard_is_trained_by_the_loop_and_goes_on_with_the_same_bits(tmp_path):
+    """The speed is tried with 8 pictures, fewer than k: neither that nor an interruption is to be seen in the result."""
+
+    def guarded():
+        plain = build("proxy", 3, (3, 8, 8), **first_layer(pictures(), whitened=False))
+        return insert_eigenguard(plain, k=12, strict=True)
+
+    recipe = replace(RECIPE, model="custom", batch=20, epochs=3, precision="float32")
+    whole = fit(pictures(), recipe, tmp_path / "whole", seed=1, model=guarded)
+    with pytest.raises(KeyboardInterrupt):
+        fit(pictures(), recipe, tmp_path / "halting", seed=1, model=guarded, progress=Stopping(5))
+    resumed = fit(pictures(), recipe, tmp_path / "halting", seed=1, model=guarded)
+    assert equal(whole, resumed)
+    guard = next(module for module in resumed.modules() if isinstance(module, EigenGuard))
+    assert int(guard.batches) == 9
+    again = fit(pictures(), recipe, tmp_path / "whole", seed=1, model=guarded)
+    assert np.array_equal(predict(again, pictures()), predict(whole, pictures()))
+    fit(pictures(), replace(recipe, precision="auto"), tmp_path / "tried", seed=1, model=guarded)
 
 
 # --- the same as a plain loop

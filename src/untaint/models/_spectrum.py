@@ -33,9 +33,12 @@ def tolerance(values: Tensor, size: int) -> Tensor:
 
 
 def spectrum(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues, the largest first and none below zero, and eigenvectors, by columns."""
-    values, vectors = torch.linalg.eigh(gram)
-    return values.flip(-1).clamp(min=0), vectors.flip(-1)
+    """Return eigenvalues, the largest first and none below zero, and eigenvectors, by columns.
+
+    In float64 where there is such: in float32 some solvers give up on a matrix of low rank, which has many equal eigenvalues.
+    """
+    values, vectors = torch.linalg.eigh(gram if gram.device.type == "mps" else gram.double())
+    return values.flip(-1).clamp(min=0).to(gram.dtype), vectors.flip(-1).to(gram.dtype)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from untaint import rng
+from untaint.models.eigenguard import EigenGuard
 from untaint.recipe import Precision, Recipe
 
 __all__ = ["Trial", "autocast", "device", "hardware", "keyed", "trial"]
@@ -130,6 +131,9 @@ def _timed(
 ) -> Trial:
     """Time training steps and plain passes on ``count`` pictures, each for at least so many seconds."""
     copied = copy.deepcopy(model).to(where).train()
+    for module in copied.modules():
+        if isinstance(module, EigenGuard):
+            module.tried()
     images = torch.rand(count, *size, device=where).contiguous(memory_format=torch.channels_last)
 
     def train() -> None:
