@@ -234,6 +234,30 @@ def test_a_picture_is_written_with_a_line_of_plots_for_each_trigger(tmp_path):
     assert set(kept) >= {"clean values", "removed", "other energy", "other success"}
 
 
+def test_a_training_is_looked_at_after_each_epoch_and_stays_what_it_is(tmp_path):
+    from untaint.training.loop import fit
+
+    clean, attack = small.pictures(48), ATTACKS.build("patch:target=0,cell=1,rate=0.2")
+    shown, seen, epochs = {"patch": ut.triggered(clean, attack)}, [], []
+
+    def watch(model, epoch):
+        epochs.append(epoch)
+        assert not model.training
+        seen.append(spectra.look(model, clean, shown, "1.body", removed=(0,)))
+
+    watched = fit(clean, small.RECIPE, tmp_path / "watched", seed=0, after_epoch=watch)
+    alone = fit(clean, small.RECIPE, tmp_path / "alone", seed=0)
+    assert epochs == list(range(small.RECIPE.epochs))
+    for one, other in zip(watched.state_dict().values(), alone.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+    assert seen[-1].shown["patch"].accuracy[0] == ut.accuracy(alone, clean)
+    assert seen[-1].shown["patch"].success[0] == ut.accuracy(alone, shown["patch"])
+    text = spectra.draw_through(seen, tmp_path / "training.svg").read_text()
+    assert text.count('id="axes_') == 3
+    with pytest.raises(InputError, match="nothing to draw"):
+        spectra.draw_through([], tmp_path / "none.svg")
+
+
 def test_a_trigger_that_is_made_from_the_training_pictures_is_refused():
     assert fixed(ATTACKS.build("patch")) == ATTACKS.build("patch")
     with pytest.raises(InputError, match="narcissus is computed from the training pictures"):

@@ -180,11 +180,13 @@ def train(
     seed: int = 0,
     progress: Progress | None = None,
     where: torch.device | None = None,
+    after_epoch: Callable[[nn.Module, int], None] | None = None,
 ) -> nn.Module:
     """Return a model trained from scratch, with augmentation, on the members of ``examples``.
 
     A plain ``nn.Module`` in eval mode for float pictures in [0, 1]. ``out``: a folder to keep it
-    in (``untaint.load_model`` gives it back), resumable.
+    in (``untaint.load_model`` gives it back), resumable. ``after_epoch``: is given the model, in eval mode, and the number of
+    each epoch that is trained now, from 0, to look at it.
     """
     chosen = _preset(preset)
     told = progress or Silent()
@@ -192,11 +194,29 @@ def train(
         require(chosen.retrain.model)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
-            return fit(examples, chosen.retrain, Path(folder), seed=seed, model=model, where=where, progress=told)
+            return fit(
+                examples,
+                chosen.retrain,
+                Path(folder),
+                seed=seed,
+                model=model,
+                where=where,
+                progress=told,
+                after_epoch=after_epoch,
+            )
     recipe = dataclasses.asdict(replace(chosen.retrain, model="custom") if model else chosen.retrain)
     settings = {"kind": "model", "data": examples.fingerprint, "recipe": recipe, "seed": seed}
     with run.RunDirectory(out, settings) as folder:
-        return fit(examples, chosen.retrain, folder.path, seed=seed, model=model, where=where, progress=told)
+        return fit(
+            examples,
+            chosen.retrain,
+            folder.path,
+            seed=seed,
+            model=model,
+            where=where,
+            progress=told,
+            after_epoch=after_epoch,
+        )
 
 
 def _preset(given: str | Preset) -> Preset:

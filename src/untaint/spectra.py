@@ -3,6 +3,10 @@
     found = look(model, clean, shown, at="layer3")     # arrays
     draw(found, "spectrum.svg")                        # and a picture of them
 
+    seen = []                                          # through a training
+    ut.train(dirty, after_epoch=lambda model, epoch: seen.append(look(model, clean, shown, removed=(0,))))
+    draw_through(seen, "training.svg")
+
 The matrix looked at has a row for each picture, as EigenGuard's with ``matrix="flat"``. A backdoor is said to make its pictures alike in
 a few strong directions (ICLR 2024, submission 4413); here that is measured, for triggered pictures by themselves and for a few of them among clean ones, as they come.
 """
@@ -33,6 +37,7 @@ __all__ = [
     "Shown",
     "Spectrum",
     "draw",
+    "draw_through",
     "effective_rank",
     "energy_along",
     "layer_features",
@@ -47,7 +52,7 @@ MOST = 1_000  # pictures of each kind that are looked at
 SHARE = 0.05  # of triggered pictures among clean ones, where they are looked at as they come
 REMOVED = (0, 1, 2, 5, 10, 20, 50, 100)  # so many of the strongest directions are taken out
 DIRECTIONS = 100  # along which a trigger's energy is measured
-SCATTERED = 300  # pictures of each kind in the picture
+SCATTERED = 150  # pictures of each kind in the picture
 FAINT = 1e-12  # energy, of all
 
 
@@ -377,6 +382,38 @@ def draw(found: Spectrum, path: str | Path) -> Path:
             plot(axis, found, name, one)
             axis.title.set_fontsize(9)
             axis.xaxis.label.set_fontsize(8)
+    return drawing.save(figure, Path(path))
+
+
+def draw_through(found: Sequence[Spectrum], path: str | Path) -> Path:
+    """Write an SVG of what a layer sees after each epoch of a training: effective ranks, where the change lies that each trigger makes, and what it does.
+
+    ``found``: one of ``look`` for each epoch, as ``untaint.train(..., after_epoch=...)`` lets one collect them.
+    """
+    if not found or not found[0].shown:
+        raise InputError(
+            "there is nothing to draw. Give what was looked at after one epoch at least, with one trigger."
+        )
+    epochs = np.arange(1, len(found) + 1)
+    figure, (ranks, energy, success) = drawing.figure(f"{found[0].layer}, epoch by epoch", 3)
+    ranks.plot(epochs, [one.rank for one in found], color=drawing.CLEAN, label="clean")
+    first = next(iter(found[0].shown))
+    success.plot(
+        epochs, [100 * one.shown[first].accuracy[0] for one in found], color=drawing.CLEAN, label="clean accuracy"
+    )
+    for number, name in enumerate(found[0].shown):
+        colour = drawing.COLOURS[(number + 1) % len(drawing.COLOURS)]
+        own = [one.shown[name] for one in found]
+        ranks.plot(epochs, [one.rank for one in own], color=colour, label=name)
+        energy.plot(epochs, [100 * one.energy[: found[0].k].sum() for one in own], color=colour, label=name)
+        success.plot(epochs, [100 * one.success[0] for one in own], color=colour, label=f"success of {name}")
+    ranks.set(title="effective rank")
+    energy.set(title=f"of the change, % in the {found[0].k} strongest directions", ylim=(0, 105))
+    success.set(title="accuracy and success, %", ylim=(0, 105))
+    for axis in (ranks, energy, success):
+        axis.set(xlabel="epoch")
+        axis.title.set_fontsize(9)
+        axis.legend(fontsize=7)
     return drawing.save(figure, Path(path))
 
 

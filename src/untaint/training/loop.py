@@ -65,12 +65,13 @@ def fit(
     where: torch.device | None = None,
     progress: Progress | None = None,
     what: str = "train",
+    after_epoch: Callable[[nn.Module, int], None] | None = None,
 ) -> nn.Module:
     """Train a model on the members of ``examples`` and leave it in ``out``; returns it in eval mode.
 
     ``out`` gets ``model.safetensors``, ``model.json``, and with ``watch`` the trajectories. A
     finished ``out`` is loaded, an unfinished one continued. ``model``: makes an untrained network
-    of your own. Raises TrainingError when the loss is not finite.
+    of your own. ``after_epoch``: is given the model, in eval mode, and the number of each epoch that is trained now, from 0; it should change nothing. Raises TrainingError when the loss is not finite.
     """
     training = _Training(examples, recipe, out, seed=seed, watch=watch, model=model, where=where)
     if run.finished(out) is not None:
@@ -87,6 +88,8 @@ def fit(
                     reason = str(error).splitlines()[0].rstrip(".")
                     raise SpecError(f"torch.compile does not work here ({reason}). Leave out --compile.") from error
                 raise
+            if after_epoch is not None:
+                after_epoch(training.model.eval(), training.epoch - 1)
     return training.finish()
 
 
