@@ -241,6 +241,56 @@ def test_several_processes_remember_the_batches_of_all(tmp_path):
     torch.testing.assert_close(one["basis"].T @ one["basis"], vectors[:, -4:] @ vectors[:, -4:].T)
 
 
+SIZES = (16, 11)  # batches of two processes need not be alike
+
+
+def as_one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    layer = EigenGuard.convert_sync(nn.Sequential(EigenGuard(4, remainder=0.1)))
+    own = torch.split(drawn(sum(SIZES), 40), SIZES)[rank].clone().requires_grad_()
+    guarded = layer(own)
+    (guarded * torch.split(drawn(sum(SIZES), 40, seed=1), SIZES)[rank]).sum().backward()
+    torch.save({"guarded": guarded.detach(), "grad": own.grad, **layer[0].state_dict()}, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_converted_several_processes_equalise_their_batches_as_one(tmp_path):
+    torch.multiprocessing.spawn(as_one_of_two, (str(tmp_path),), nprocs=2)
+    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    layer, whole = EigenGuard(4, remainder=0.1), drawn(sum(SIZES), 40).requires_grad_()
+    guarded = layer(whole)
+    (guarded * drawn(sum(SIZES), 40, seed=1)).sum().backward()
+    torch.testing.assert_close(torch.cat([part["guarded"] for part in parts]), guarded.detach())
+    torch.testing.assert_close(torch.cat([part["grad"] for part in parts]), whole.grad)
+    for part in parts:
+        torch.testing.assert_close(part["lengths"], layer.lengths)
+        torch.testing.assert_close(part["basis"].T @ part["basis"], layer.basis.T @ layer.basis)
+
+
+def test_a_converted_one_does_as_before_in_one_process_and_needs_directions_held():
+    features = drawn(16, 40)
+    converted = EigenGuard.convert_sync(EigenGuard(4))
+    assert torch.equal(converted(features), EigenGuard(4)(features))
+    with pytest.raises(SpecError, match="gradient 'exact', which needs the whole batch"):
+        EigenGuard.convert_sync(nn.Sequential(EigenGuard(4, gradient="exact")))
+
+
+def test_gradients_of_batches_in_parts_add_up_and_each_part_is_remembered():
+    """Gradient accumulation: each part is a batch of its own, as for BatchNorm."""
+    model = nn.Sequential(nn.Linear(40, 40, bias=False), EigenGuard(4)).double()
+    parts = [drawn(16, 40), drawn(16, 40, seed=1)]
+    for part in parts:
+        model(part).square().mean().backward()
+    together = model[0].weight.grad.clone()
+    assert int(model[1].batches) == 2
+    alone = []
+    for part in parts:
+        model.zero_grad()
+        model(part).square().mean().backward()
+        alone.append(model[0].weight.grad.clone())
+    torch.testing.assert_close(together, alone[0] + alone[1])
+
+
 def test_with_it_a_network_learns():
     model, labels = network(), torch.arange(64) % 2
     pictures = drawn(64, 3, 8, 8, dtype=torch.float32) + labels.view(-1, 1, 1, 1)

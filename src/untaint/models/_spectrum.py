@@ -7,6 +7,7 @@ each direction. All is done through the Gram matrix of the smaller side, whose e
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -68,12 +69,19 @@ def gains(values: Tensor, there: Tensor, common: Common) -> Tensor:
     return common_of(values, there, common) / torch.where(there, values, 1) * there
 
 
-def guarded_with(matrix: Tensor, found: Directions, remainder: float, common: Common) -> tuple[Tensor, Tensor]:
+def guarded_with(
+    matrix: Tensor,
+    found: Directions,
+    remainder: float,
+    common: Common,
+    summed: Callable[[Tensor], Tensor] = lambda part: part,
+) -> tuple[Tensor, Tensor]:
     """Return the matrix with its top singular values equalised and the others damped, and its projections on the directions, (k, columns).
 
-    The directions are taken for constants, in the backward pass too.
+    The directions are taken for constants, in the backward pass too. Where ``matrix`` has some rows of a larger one, ``found`` those of its
+    directions, and ``summed`` adds up what all such parts have.
     """
-    projected = found.left.T @ matrix
+    projected = summed(found.left.T @ matrix)
     lengths = torch.linalg.vector_norm(torch.where(found.there[:, None], projected, 1), dim=1)
     more = (gains(lengths, found.there, common) - remainder) * found.there
     return remainder * matrix + found.left @ (more[:, None] * projected), projected

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from untaint.errors import SpecError, TrainingError
-from untaint.models._spectrum import Common, directions, gains, guarded_exactly, guarded_with, merged
+from untaint.models._spectrum import Common, Directions, directions, gains, guarded_exactly, guarded_with, merged
 
 __all__ = ["EigenGuard"]
 
@@ -34,7 +34,7 @@ class EigenGuard(nn.Module):
     as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's). Kept as ``evaluating``, which may be changed.
     ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not.
 
-    With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
+    With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them; after ``convert_sync`` they equalise all their batches as one. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
     """
 
     basis: Tensor
@@ -71,6 +71,7 @@ class EigenGuard(nn.Module):
         self.k, self.remainder, self.common, self.momentum, self.strict = k, float(remainder), common, momentum, strict
         self.matrix, self.evaluating, self.gradient = matrix, eval, gradient
         self.layer = ""  # its name in a model, for messages
+        self.together = False  # see convert_sync
         self._capped = False
         self.register_buffer("basis", torch.zeros(k, 0))
         self.register_buffer("lengths", torch.zeros(k))
@@ -93,6 +94,21 @@ class EigenGuard(nn.Module):
                 whole = whole.movedim(-1, 1)
         return whole.to(features.dtype).contiguous(memory_format=_format(features))
 
+    @staticmethod
+    def convert_sync(model: nn.Module) -> nn.Module:
+        """Return the model, in which every EigenGuard now equalises the batches of all processes as one while training, as SyncBatchNorm does.
+
+        Features of all processes are gathered for it. Raises SpecError where ``gradient`` is ``"exact"``, which needs the whole batch in one process.
+        """
+        for module in model.modules():
+            if isinstance(module, EigenGuard):
+                if module.gradient == "exact":
+                    raise SpecError(
+                        f"{module._called()} has gradient 'exact', which needs the whole batch in one process. Give gradient='held'."
+                    )
+                module.together = True
+        return model
+
     def tried(self) -> None:
         """Take batches of any size from now on, without a word: this is a copy of which only the speed is tried."""
         self.strict, self._capped = False, True
@@ -114,7 +130,9 @@ class EigenGuard(nn.Module):
     def _batch(self, table: Tensor) -> Tensor:
         """Equalise the spectrum of these rows, and remember it while training."""
         self._check(table)
-        k = self._most(table)
+        if self.together and self.training and _several():
+            return self._of_all(table)
+        k = self._most(*table.shape)
         found = directions(table, k)
         if self.gradient == "exact":
             guarded, projected = guarded_exactly(table, k, self.remainder, self.common), found.left.T @ table.detach()
@@ -124,9 +142,26 @@ class EigenGuard(nn.Module):
             self._remember(projected.detach() / len(table) ** 0.5)
         return guarded
 
-    def _remember(self, projected: Tensor) -> None:
-        """Add a batch's directions to the means; those of all processes, where several train together."""
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+    def _of_all(self, table: Tensor) -> Tensor:
+        """Equalise the spectrum of the rows of all processes, and return this one's."""
+        from torch.distributed.nn.functional import all_reduce  # which not every build of torch has
+
+        sizes = [table.new_zeros(1, dtype=torch.long) for _ in range(distributed.get_world_size())]
+        distributed.all_gather(sizes, sizes[0] + len(table))
+        counts = [int(size) for size in sizes]
+        padded = nn.functional.pad(table.detach(), (0, 0, 0, max(counts) - len(table))).contiguous()
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
+        whole = torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+        found = directions(whole, self._most(*whole.shape))
+        own = torch.split(found.left, counts)[distributed.get_rank()]
+        guarded, projected = guarded_with(table, Directions(own, found.there), self.remainder, self.common, all_reduce)
+        self._remember(projected.detach() / len(whole) ** 0.5, of_all=True)
+        return guarded
+
+    def _remember(self, projected: Tensor, of_all: bool = False) -> None:
+        """Add a batch's directions to the means; those of all processes, where several train together, unless they are ``of_all`` already."""
+        if _several() and not of_all:
             own = nn.functional.pad(projected, (0, 0, 0, self.k - len(projected))).contiguous()
             every = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
             distributed.all_gather(every, own)
@@ -154,11 +189,11 @@ class EigenGuard(nn.Module):
         more = (gains(lengths, there, self.common) - self.remainder) * there
         return self.remainder * table + (table @ basis.T * more) @ basis
 
-    def _most(self, table: Tensor) -> int:
+    def _most(self, rows: int, columns: int) -> int:
         """Return k, or as many singular values as there are."""
-        most: int = min(self.k, *table.shape)
+        most: int = min(self.k, rows, columns)
         if most < self.k and not torch.compiler.is_compiling():
-            said = f"{self._called()} was asked to equalise k={self.k} singular values, but a matrix of {table.shape[0]:,} x {table.shape[1]:,} has only {most}"
+            said = f"{self._called()} was asked to equalise k={self.k} singular values, but a matrix of {rows:,} x {columns:,} has only {most}"
             if self.strict:
                 raise SpecError(f"{said}. Give a smaller k, larger batches, or drop the last batch of an epoch.")
             if not self._capped:
@@ -191,6 +226,10 @@ class EigenGuard(nn.Module):
         ):
             self.basis = self.basis.new_zeros(given.shape)
         super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+def _several() -> bool:
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
 def _format(features: Tensor) -> torch.memory_format:
