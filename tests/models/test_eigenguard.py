@@ -218,6 +218,26 @@ def test_it_compiles_without_a_graph_break_and_exports():
     torch.testing.assert_close(exported.module()(pictures[:5]), model(pictures[:5]))
 
 
+@pytest.mark.parametrize(("matrix", "common"), [("flat", "kth"), ("flat", "mean"), ("channel", "kth")])
+def test_in_eval_mode_it_exports_to_onnx_and_says_the_same_there(matrix, common, tmp_path):
+    import onnxruntime
+
+    model = nn.Sequential(
+        nn.Conv2d(3, 6, 3), EigenGuard(4, matrix=matrix, common=common), nn.Flatten(), nn.Linear(216, 2)
+    )
+    pictures = drawn(16, 3, 8, 8, dtype=torch.float32)
+    model(pictures)
+    path = tmp_path / "model.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own
+        shapes = ({0: torch.export.Dim("batch", min=1)},)
+        torch.onnx.export(model.eval(), (pictures[:3],), path, dynamo=True, dynamic_shapes=shapes, verbose=False)
+    session = onnxruntime.InferenceSession(path)
+    for some in (pictures, pictures[:1]):
+        (said,) = session.run(None, {session.get_inputs()[0].name: some.numpy()})
+        torch.testing.assert_close(torch.from_numpy(said), model(some).detach(), rtol=1e-4, atol=1e-5)
+
+
 def four_directions(seed):
     return drawn(16, 4, seed=seed) @ decaying(4, 9)
 

@@ -60,7 +60,7 @@ def common_of(values: Tensor, there: Tensor, common: Common) -> Tensor:
     """Return the one value that singular values get: the smallest of those that are there, or their mean; 0 if none is."""
     if common == "mean":
         return (values * there).sum() / there.sum().clamp(min=1)
-    smallest = torch.where(there, values, torch.inf).amin()
+    smallest = torch.where(there, values, torch.inf).amin(-1)
     return torch.where(there.any(), smallest, 0)
 
 
