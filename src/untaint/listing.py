@@ -8,8 +8,8 @@ from typing import Any
 __all__ = ["listing"]
 
 
-def listing(what: str) -> list[tuple[str, str]]:
-    """Return (name and options, what it does) for attacks, defenses, models, presets or rules."""
+def listing(what: str) -> list[tuple[str, str, str]]:
+    """Return (name, what it does, its options with what they are by default) for attacks, defenses, models, presets or rules."""
     if what == "attacks":
         from untaint.attacks import ATTACKS
 
@@ -21,7 +21,7 @@ def listing(what: str) -> list[tuple[str, str]]:
     if what == "models":
         from untaint.models.build import names
 
-        return [(name, "small and quick on a CPU" if "proxy" in name else "torchvision") for name in names()]
+        return [(name, "small and quick on a CPU" if "proxy" in name else "torchvision", "") for name in names()]
     if what == "rules":
         from untaint.scores import RULES
 
@@ -29,14 +29,20 @@ def listing(what: str) -> list[tuple[str, str]]:
     from untaint.recipe import PRESETS
 
     return [
-        (name, f"{p.detector}, {p.watch.model}, {p.watch.epochs} epochs, {p.reject}") for name, p in PRESETS.items()
+        (name, f"{p.detector}, {p.watch.model}, {p.watch.epochs} epochs, {p.reject}", "") for name, p in PRESETS.items()
     ]
 
 
-def _described(name: str, kind: Any) -> tuple[str, str]:
-    options = ",".join(
-        f"{f.name.replace('_', '-')}={f.default}"
+def _described(name: str, kind: Any) -> tuple[str, str, str]:
+    options = [
+        f.name.replace("_", "-") + _usual(f.default)
         for f in dataclasses.fields(kind)
         if f.init and f.default is not dataclasses.MISSING
-    )
-    return f"{name}:{options}" if options else name, (kind.__doc__ or "").strip().splitlines()[0]
+    ]
+    return name, (kind.__doc__ or "").strip().splitlines()[0], ", ".join(options)
+
+
+def _usual(value: Any) -> str:
+    if value is None or value == "":
+        return ""
+    return f"={('no', 'yes')[value] if isinstance(value, bool) else value}"

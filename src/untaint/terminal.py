@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -116,3 +117,18 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, left: bool = Fa
         return "  ".join(["", first, *rest]).rstrip()
 
     return "\n".join([line(head), "  " + "-" * (sum(widths) + 2 * len(widths) - 2), *map(line, rows)])
+
+
+def glossary(rows: Sequence[tuple[str, str, str]], width: int = 100) -> str:
+    """Return a line for each name with what it is, and below, if there are any, its options; broken to fit into a width."""
+    first = 4 + max((len(name) for name, *_ in rows), default=0)
+    lines = []
+    for name, said, options in rows:
+        own = [
+            part
+            for text in (said, options)
+            for part in textwrap.wrap(plain(text).replace("``", ""), max(20, width - first), break_on_hyphens=False)
+        ]
+        starts = [f"  {plain(name)}".ljust(first), *[" " * first] * len(own)]
+        lines += [(start + part).rstrip() for start, part in zip(starts, own or [""], strict=False)]
+    return "\n".join(lines)

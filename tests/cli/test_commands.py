@@ -249,6 +249,11 @@ def test_list(what: str) -> None:
         "rules": "gap",
     }
     assert re.search(rf"^  {expected[what]}\b", outcome.out, re.MULTILINE)
+    assert max(map(len, outcome.out.splitlines())) <= 100
+    if what == "attacks":
+        assert re.search(r"^ +target=0, rate=0\.01, .*corner", outcome.out, re.MULTILINE)
+        assert "None" not in outcome.out
+        assert "``" not in outcome.out
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,8 +99,8 @@ def list_(
     ],
     /,
 ) -> int:
-    """Name what there is: attacks, defenses, models, presets, rules."""
+    """Name what there is, with options and what these are by default: attacks, defenses, models, presets, rules."""
     from untaint.listing import listing
 
-    print(terminal.table(("name", "what it does"), listing(what), left=True))
+    print(terminal.glossary(listing(what)))
     return 0
