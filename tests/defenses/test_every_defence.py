@@ -15,7 +15,12 @@ from untaint.progress import Silent
 from untaint.scores import Fraction, parse_rule
 
 POISONED = np.arange(5, 60, 10)
-VARIANTS = [*DEFENSES.names(), "clustering:reduce=pca,dimensions=3", "label-errors:filter-by=both"]
+SMALL = {"eigenguard": "eigenguard:k=4"}  # than batches of the small pictures
+VARIANTS = [
+    *(SMALL.get(name, name) for name in DEFENSES.names()),
+    "clustering:reduce=pca,dimensions=3",
+    "label-errors:filter-by=both",
+]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
 
 every_defence = pytest.mark.parametrize("text", VARIANTS)

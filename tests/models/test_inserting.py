@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import copy
 import warnings
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import small
+from untaint import load_model
 from untaint.errors import InputError, SpecError
-from untaint.models.build import build
+from untaint.models.build import build, require
 from untaint.models.eigenguard import EigenGuard
 from untaint.models.inserting import Guarded, insert_eigenguard, remove_eigenguard
+from untaint.training.loop import fit, predict
 
 NETWORKS = ["proxy", "resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2", "vit_tiny_patch16_224"]
 BEHIND = {"resnet18": "1.layer4", "resnet34": "1.layer4", "resnet50": "1.layer4", "proxy": "1.body", "vit_tiny_patch16_224": "1.blocks"}  # fmt: skip
@@ -123,3 +128,42 @@ def test_twice_at_one_place_and_out_of_a_model_without_is_refused():
             insert_eigenguard(guarded, at=at)
     with pytest.raises(InputError, match="has no EigenGuard"):
         remove_eigenguard(network("proxy"))
+
+
+# --- a guarded network by its name
+
+
+def test_a_name_with_a_plus_is_the_network_with_the_layer_in_it_and_the_same_weights():
+    plain, guarded = (build(name, 4, (3, 32, 32), seed=3) for name in ("proxy", "proxy+eigenguard:k=5,remainder=0.01"))
+    guard = next(module for module in guarded.modules() if isinstance(module, EigenGuard))
+    assert (guard.k, guard.remainder, guard.layer) == (5, 0.01, "1.body")
+    for one, other in zip(plain.parameters(), guarded.parameters(), strict=True):
+        assert torch.equal(one, other)
+    elsewhere = build("resnet18+eigenguard:at=1.layer2,k=3,eval=batch", 4, (3, 32, 32))
+    guard = next(module for module in elsewhere.modules() if isinstance(module, EigenGuard))
+    assert (guard.layer, guard.evaluating) == ("1.layer2", "batch")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("proxy+eigengard:k=5", "puts 'eigengard' into proxy"),
+        ("proxy+eigenguard:k=0", "k is 0"),
+        ("proxy+eigenguard:top=5", "'eigenguard' has no option 'top'"),
+        ("proxi+eigenguard", "Did you mean 'proxy'"),
+    ],
+)
+def test_a_name_that_says_nothing_usable_is_refused(name, message):
+    with pytest.raises(SpecError, match=message):
+        require(name)
+
+
+def test_a_guarded_network_by_name_is_trained_kept_and_loaded(tmp_path):
+    examples = small.pictures(60)
+    recipe = replace(small.RECIPE, model="proxy+eigenguard:k=4", batch=20)
+    trained = fit(examples, recipe, tmp_path, seed=0)
+    loaded = load_model(tmp_path)
+    assert isinstance(next(module for module in loaded.modules() if isinstance(module, EigenGuard)), EigenGuard)
+    assert np.array_equal(predict(loaded, examples), predict(trained, examples))
+    alone = predict(loaded, examples.take(np.arange(3)))
+    assert alone == pytest.approx(predict(loaded, examples)[:3], abs=1e-5)

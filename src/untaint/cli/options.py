@@ -27,7 +27,10 @@ KeepPerClass = Annotated[
     option("Keep at least this share of each class, such as 0.2; with false-discovery, 0.05 if not given.", "SHARE"),
 ]
 Marks = Annotated[Path | None, option("Pictures marked fine or poison in a report; obeyed.", "FILE")]
-Model = Annotated[str | None, option("proxy, proxy-wide, or a name of torchvision or timm.", "NAME")]
+Model = Annotated[
+    str | None,
+    option("proxy, proxy-wide, or a name of torchvision or timm; NAME+eigenguard:k=50 has that layer.", "NAME"),
+]
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16"] | None, option("Of the arithmetic; auto takes the faster one.")
 ]

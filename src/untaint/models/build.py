@@ -5,16 +5,19 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from untaint import rng
+from untaint import rng, spec
 from untaint.errors import SpecError
+from untaint.models.eigenguard import EigenGuard
+from untaint.models.inserting import Guard
 from untaint.models.proxy import Proxy
 
-__all__ = ["Pixels", "build", "features_of", "names", "require"]
+__all__ = ["Pixels", "build", "features_of", "names", "parted", "require"]
 
 PROXIES: dict[str, dict[str, int]] = {
     "proxy": {},
@@ -59,8 +62,22 @@ def names() -> list[str]:
 
 def require(name: str) -> None:
     """Raise SpecError unless there is a model of that name; nothing is built."""
-    if name not in names():
-        _require_timm(name)
+    plain, guard = parted(name)
+    if plain not in names():
+        _require_timm(plain)
+    if guard is not None:
+        EigenGuard(**{key: value for key, value in asdict(guard).items() if key != "at"})
+
+
+def parted(name: str) -> tuple[str, Guard | None]:
+    """Return the network's own name and what is put into it: ``resnet18+eigenguard:k=50,at=layer3`` names a network with EigenGuard behind a layer."""
+    plain, plus, text = name.partition("+")
+    if not plus:
+        return plain, None
+    kind, options = spec.parse(text)
+    if kind != "eigenguard":
+        raise SpecError(f"'{name}' puts '{kind}' into {plain}. Only eigenguard can be put into a network.")
+    return plain, spec.build(Guard, kind, options)
 
 
 def build(
@@ -76,15 +93,15 @@ def build(
     """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
 
     ``mean`` and ``scale`` (one per channel) and ``kernel`` (a fixed filter) go into its first layer;
-    without them pixels stay as they are. The weights depend on the seed alone; the caller's generator is left untouched.
+    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer. The weights depend on the seed alone; the caller's generator is left untouched.
     """
-    channels = size[0]
+    channels, (plain, guard) = size[0], parted(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "weights"))
-        network = _network(name, classes, min(size[1:]))
+        network = _network(plain, classes, min(size[1:]))
     whole = nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
     _try(name, whole, size)
-    return whole
+    return whole if guard is None else guard.put_into(whole)
 
 
 def _try(name: str, network: nn.Module, size: tuple[int, int, int]) -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import difflib
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
 from untaint.errors import InputError, SpecError
+from untaint.models._spectrum import Common
 from untaint.models.eigenguard import EigenGuard
 
-__all__ = ["BEFORE_POOL", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard"]
+__all__ = ["BEFORE_POOL", "Guard", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard"]
 
 BEFORE_POOL = "before-pool"
 LAST = (
@@ -23,6 +25,24 @@ LAST = (
     "stages",
 )  # what common networks call what ends before the pooling
 SHOWN = 8  # names in a message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """EigenGuard by its options, and where it is put: what ``resnet18+eigenguard:k=50,at=layer3`` says behind the plus."""
+
+    at: str = BEFORE_POOL
+    k: int = 50
+    remainder: float = 1e-3
+    common: Common = "kth"
+    matrix: Literal["flat", "channel"] = "flat"
+    eval: Literal["running", "batch"] = "running"
+    gradient: Literal["held", "exact"] = "held"
+
+    def put_into(self, model: nn.Module) -> nn.Module:
+        """Return a copy of a model with EigenGuard in it; raises SpecError for a layer that there is not, or for an option out of range."""
+        options = asdict(self)
+        return insert_eigenguard(model, options.pop("at"), **options)
 
 
 class Guarded(nn.Module):
