@@ -7,7 +7,17 @@ from functools import partial
 from pathlib import Path
 
 from _markdown import machines, table
-from _words import by_attack, minutes_of, on_costs, on_models, on_probes, on_resnet18, on_studies, what_it_says
+from _words import (
+    by_attack,
+    minutes_of,
+    on_choices,
+    on_costs,
+    on_models,
+    on_probes,
+    on_resnet18,
+    on_studies,
+    what_it_says,
+)
 from scipy import stats
 
 from untaint.bench import read_grid
@@ -27,6 +37,7 @@ WORDS = {
     "cpu": what_it_says,
     "resnet18": on_resnet18,
     "probes": on_probes,
+    "choices": on_choices,
     "cost": on_costs,
     "examination": on_models,
     "adaptive": on_models,

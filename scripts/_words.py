@@ -227,6 +227,45 @@ def on_costs(found: Sequence[Result]) -> str:
     )
 
 
+def on_choices(found: Sequence[Result]) -> str:
+    """What the table of choices says, in words: what is worth less, and what costs less."""
+    told = {one["called"]: one for one in found}
+    usual, bare = told.get("as it is"), told.get("without patterns")
+    if usual is None or bare is None:
+        return ""
+
+    def said(name: str) -> str:
+        one, beside = told[name], bare if name.endswith("without patterns") else usual
+        every, before = (x["detection"]["all"] for x in (one, beside))
+        aside = f"{one['removal']['poisoned']:,} and {one['removal']['clean']:,} instead of {beside['removal']['poisoned']:,} and {beside['removal']['clean']:,}"
+        return (
+            f"AUROC {every['auroc']:.4f} instead of {before['auroc']:.4f}, poisoned and other pictures set aside {aside}, "
+            f"{minutes_of(one):.1f} instead of {minutes_of(beside):.1f} processor minutes"
+        )
+
+    parts = [
+        "One draw, and nothing was chosen by it: differences of some thousandths mean nothing here. Most choices are worth little where patterns are looked for; without them more is to be seen."
+    ]
+    for name, word in (
+        ("recorded after every second epoch", "Looking at all pictures after every second epoch alone"),
+        ("watchers of half the width", "Watchers of half the width"),
+        (
+            "watchers and witness of half the width, without patterns",
+            "Watchers and witness of half the width, without patterns",
+        ),
+        (
+            "watchers that see half the resolution, without patterns",
+            "Watchers that see half the resolution, without patterns",
+        ),
+        ("one watcher", "One watcher of each view"),
+        ("another round of trust", "Another round of trust"),
+        ("three witnesses", "Three witnesses"),
+    ):
+        if name in told:
+            parts.append(f"*{word}*: {said(name)}.")
+    return " ".join(parts)
+
+
 def by_attack(result: Result) -> dict[str, int]:
     """How many pictures are poisoned and no probes, by attack: probes are kept whatever they score."""
     vouched = result.get("probes", {}).get("per attack", {})
