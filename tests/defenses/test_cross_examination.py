@@ -135,6 +135,13 @@ def test_the_last_epoch_is_always_looked_at_and_features_are_kept_where_it_is_lo
         assert Watching(recorded=recorded).watch(np.arange(5), Recipe(epochs=count)).wants(count - 1)
 
 
+def test_a_watcher_does_as_the_preset_says_unless_something_else_is_asked_for():
+    recipe = Recipe(model="proxy-wide", augment="crop", epochs=3)
+    assert Watching().changed(recipe) == recipe
+    other = Watching(watch_model="proxy", watch_augment="none").changed(recipe)
+    assert other == replace(recipe, model="proxy", augment="none")
+
+
 @pytest.mark.parametrize(("watchers", "shares"), [("halves", {"a": 0.5, "b": 0.5}), ("one", {"a": 1.0})])
 @pytest.mark.parametrize("sample", [1.0, 0.3])
 def test_watchers_train_on_parts_of_the_pictures_that_have_none_in_common(tmp_path, watchers, shares, sample):

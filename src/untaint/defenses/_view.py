@@ -35,7 +35,7 @@ class Watching:
     """How a view is watched, and what is compared of that.
 
     ``watchers``: one on each half of the pictures, or one on all of them. ``sample``: the share of its half on which a watcher trains. ``watch_model``: its architecture, if another.
-    ``watch_augment``: what is done to pictures that it trains on. ``recorded``: after which epochs all pictures are looked at: ``other`` is every second one, ``late`` the second half, and the last is
+    ``watch_augment``: what is done to pictures that it trains on, if not what the preset says. ``recorded``: after which epochs all pictures are looked at: ``other`` is every second one, ``late`` the second half, and the last is
     always among them. ``features``: of which of these epochs a row's company is found. ``neighbours``: how many make it.
     ``observable``: what is compared, ``both``: the margin by its distance, margin and log loss by their gap. ``centre``: whether trajectories are compared
     as they are, or less the median of their class, or both. ``judged``: a row by both watchers of its half, or only by the one that did not train
@@ -45,7 +45,7 @@ class Watching:
     watchers: Literal["halves", "one"] = "halves"
     sample: float = 1.0
     watch_model: str = ""
-    watch_augment: Augment = "none"
+    watch_augment: Literal["preset", Augment] = "preset"
     recorded: Literal["all", "other", "late", "last"] = "all"
     features: Literal["early", "last"] = "early"
     neighbours: int = 10
@@ -68,8 +68,8 @@ class Watching:
 
     def changed(self, recipe: Recipe) -> Recipe:
         """Return a watcher's recipe with what is asked for here."""
-        model = self.watch_model or recipe.model
-        return replace(recipe, model=model, augment=self.watch_augment)
+        augment = recipe.augment if self.watch_augment == "preset" else self.watch_augment
+        return replace(recipe, model=self.watch_model or recipe.model, augment=augment)
 
     def rows_of(self, task: Task) -> dict[str, NDArray[np.int64]]:
         """Return the rows that each watcher trains on, by its letter."""

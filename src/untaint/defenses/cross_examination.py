@@ -136,7 +136,7 @@ class CrossExamination(Watching, Detector):
     def watching(self, task: Task) -> dict[str, Recipe]:
         """Return the recipe of each view's watchers, by the name of its stages."""
         recipe = self.changed(task.preset.watch)
-        each = math.ceil(max(map(len, self.rows_of(task).values())) / recipe.batch)  # steps of an epoch
+        each = math.ceil(min(map(len, self.rows_of(task).values())) / recipe.batch)  # steps of an epoch
         plain = replace(recipe, epochs=min(recipe.epochs, max(SHORTEST, math.ceil(self.steps / max(1, each)))))
         whitened = replace(plain, pixels="whitened")
         if self.views == "plain" or task.model is not None or recipe.pixels == "whitened":
