@@ -244,7 +244,7 @@ def on_choices(found: Sequence[Result]) -> str:
         )
 
     parts = [
-        "One draw, and nothing was chosen by it: differences of some thousandths mean nothing here. Most choices are worth little where patterns are looked for; without them more is to be seen."
+        "One draw, and nothing was chosen by it: differences of some thousandths mean nothing here. Most choices are worth little where patterns are looked for; without them more is to be seen. Watchers that train on fewer pictures take the same steps in more epochs, after each of which all pictures are looked at: that costs more, not less."
     ]
     for name, word in (
         ("recorded after every second epoch", "Looking at all pictures after every second epoch alone"),

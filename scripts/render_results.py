@@ -95,16 +95,25 @@ def speed() -> str:
     """One table of what the benchmarks of speed and memory measured."""
     found = [json.loads(path.read_text()) for path in sorted((ROOT / "results/speed").glob("*.json"))]
     made_on = sorted({f"{facts['hardware']}, torch {facts['torch']}" for facts in found})
-    rows = [[own["what"], own["figure"], own["limit"]] for facts in found for own in facts["figures"]]
+    rows = [
+        [
+            own["what"],
+            own["figure"],
+            own["limit"],
+            str(1 + made_on.index(f"{facts['hardware']}, torch {facts['torch']}")),
+        ]
+        for facts in found
+        for own in facts["figures"]
+    ]
     whole = json.loads((ROOT / "results/cifar10-files.json").read_text())
     times = whole["scan"]["seconds"] / next(stage["seconds"] for stage in whole["seconds"] if stage["name"] == "model")
     said = (
-        "Ratios are of runs that took turns on the same machine; it is shared, so that absolute figures vary by a fifth and more. A whole scan of CIFAR-10 on two threads took "
-        f"more than the three times asked for; its first minute ran beside other work. The one above, by the command line and on one thread, took {times:.1f} times as long as the training of its clean model."
+        "Ratios are of runs that took turns on the same machine; these are shared, so that absolute figures vary by a fifth and more. Where there are units for bfloat16, a whole scan of CIFAR-10 "
+        "on two threads took more than the three times asked for; that was measured before tables were kept while patterns are looked for, and its first minute ran beside other work. The one "
+        f"above, by the command line and on one thread, took {times:.1f} times as long as the training of its clean model."
     )
-    return "\n\n".join(
-        ["## Speed and memory", f"{'; '.join(made_on)}. {said}", table(["what", "measured", "asked"], rows)]
-    )
+    machines = "; ".join(f"({number}) {name}" for number, name in enumerate(made_on, 1))
+    return "\n\n".join(["## Speed and memory", f"{machines}. {said}", table(["what", "measured", "asked", "on"], rows)])
 
 
 def page() -> str:

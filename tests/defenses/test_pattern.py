@@ -16,7 +16,7 @@ import small
 import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
-from untaint.defenses import Task
+from untaint.defenses import Task, _pattern
 from untaint.defenses._pattern import Pixels, SharedPattern, _Class, patterns
 from untaint.defenses._recovered import alone_in
 from untaint.defenses._tails import NEAR, directions_of, measured, once_each, sides_of, tail
@@ -119,6 +119,26 @@ def test_rows_of_a_pattern_are_judged_by_the_mean_of_the_others_of_them():
     )
     deviation = 1.4826 * np.median(np.abs(others - np.median(others)))
     assert np.allclose(side.deviations, (by_hand - np.median(by_hand)) / deviation, atol=1e-3)
+
+
+def test_a_class_of_many_is_the_same_whether_its_tables_are_kept_or_made_anew(tmp_path, monkeypatch):
+    images, labels = noisy(900)
+    images[np.flatnonzero(labels == 0)[:40], :, 1:3, 1:3] += 60
+    examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
+    for name, value in {"MOST": 100, "BLOCK": 64}.items():
+        monkeypatch.setattr(_pattern, name, value)
+    real, seen = Pixels.read, {}
+    for kept in (0, 2**28):
+        read = []
+        monkeypatch.setattr(_pattern, "KEPT", kept)
+        monkeypatch.setattr(Pixels, "read", lambda self, rows, read=read: read.append(len(rows)) or real(self, rows))
+        here = task(tmp_path, examples, np.arange(300, 420))
+        (found,) = patterns(here, [here.probes])
+        parts = [*found.figures.values(), *(pattern.change.ravel() for pattern in found.patterns)]
+        seen[kept] = np.concatenate(parts), sum(read)
+    assert np.array_equal(seen[0][0], seen[2**28][0], equal_nan=True)
+    assert len(seen[0][0]) > 4 * len(labels), "a pattern is among them"
+    assert seen[2**28][1] < seen[0][1], "less is read"
 
 
 def test_chance_alone_makes_no_strong_pattern(tmp_path):

@@ -35,6 +35,7 @@ MOST = 5_000  # rows of a class by which its directions are found
 OTHERS = 8_000  # rows of other classes with which a class is compared
 FEWEST = 20  # a class with fewer rows has no patterns
 FIGURES = ("excess", "alike", "expected", "deviations")  # of each row
+KEPT = 2**28  # bytes of a table of a class that is kept while it is looked at, and not made anew each time
 SPARE = 10  # directions more than are asked for, dropped afterwards
 AGAIN = 2  # times that a pattern is looked at along the mean of those who have it
 HALFWAY = 1.0  # rows halfway out, for each that is near the median of those who have a pattern: with more, it comes by degrees
@@ -188,7 +189,7 @@ class _Class:
     """The rows of a class, and those with which they are compared.
 
     ``points``: of rows by which directions are found, whitened: all members, or some of many. ``others``: rows of other classes.
-    ``product``: of all points with each other, where they are all members.
+    ``whole``: all members, whitened, and ``product``: of these with the points, where there is room to keep them.
     """
 
     pixels: Pixels
@@ -197,6 +198,7 @@ class _Class:
     others: NDArray[np.int64]
     probes: NDArray[np.int64]
     points: Tensor
+    whole: Tensor | None
     product: Tensor | None
 
     @classmethod
@@ -210,17 +212,25 @@ class _Class:
     ) -> _Class:
         """Return a class of which nobody vouches for anything. ``looked``: members by which directions are found."""
         points = _whitened(pixels.read(looked), factor)
-        product = points @ points.T if len(looked) == len(members) else None
-        return cls(pixels, factor, members, others, np.empty(0, np.int64), points, product)
+        one = cls(pixels, factor, members, others, np.empty(0, np.int64), points, None, None)
+        if len(looked) == len(members):
+            return dataclasses.replace(one, whole=points, product=points @ points.T)
+        if len(members) * max(points.shape) * points.element_size() > KEPT:
+            return one
+        whole, product = points.new_empty(len(members), points.shape[1]), points.new_empty(len(members), len(points))
+        for part, some in one.whitened():
+            whole[part], product[part] = some, some @ points.T
+        return dataclasses.replace(one, whole=whole, product=product)
 
     def whitened(self) -> Iterator[tuple[slice, Tensor]]:
         """Go through the members, whitened, some at a time."""
-        if len(self.points) == len(self.members):
-            yield slice(0, len(self.members)), self.points
-            return
-        for start in range(0, len(self.members), BLOCK):
-            part = slice(start, start + BLOCK)
-            yield part, _whitened(self.pixels.read(self.members[part]), self.factor)
+        at_once = len(self.members) if len(self.points) == len(self.members) else BLOCK
+        for start in range(0, len(self.members), at_once):
+            part = slice(start, start + at_once)
+            if self.whole is not None:
+                yield part, self.whole[part]
+            else:
+                yield part, _whitened(self.pixels.read(self.members[part]), self.factor)
 
     def tails(self, along: Tensor, made_of: Sequence[NDArray[np.int64]] | None = None) -> list[list[Side]]:
         """Return the sides of each direction, (width, directions) of length one.
@@ -232,7 +242,8 @@ class _Class:
         counts, mine = torch.empty(2, len(self.members), along.shape[1], device=along.device)
         squares = torch.empty(len(self.members), device=along.device)
         for part, points in self.whitened():
-            counts[part] = once_each(points, self.points, along, len(self.members), self.product)
+            product = None if self.product is None else self.product[part]
+            counts[part] = once_each(points, self.points, along, len(self.members), product)
             mine[part] = points @ along
             squares[part] = points.square().sum(1)
         for index, places in enumerate(made_of or ()):
