@@ -27,6 +27,8 @@ from untaint.attacks import ATTACKS
 from untaint.poisoning import poison
 from untaint.training.cost import Meter, cost_of
 
+MANY = 40_000  # pictures; with fewer, watchers train for 160 steps all the same, and nothing was asked
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -57,7 +59,7 @@ def main() -> None:
                 f"a whole scan of {rows} over the training of its clean model",
                 f"{total.seconds / model.seconds:.2f} of {model.seconds:.0f} s ({told}); {hits:,} of {len(ledger.poisoned()):,} poisoned pictures and "
                 f"{len(result.rejected) - hits:,} others set aside",
-                "<= 3",
+                "<= 3" if len(dirty) > MANY else "",
             ),
             (
                 f"all in it that is no training, {rows}",

@@ -109,7 +109,8 @@ def speed() -> str:
     times = whole["scan"]["seconds"] / next(stage["seconds"] for stage in whole["seconds"] if stage["name"] == "model")
     said = (
         "Ratios are of runs that took turns on the same machine; these are shared, so that absolute figures vary by a fifth and more. Where there are units for bfloat16, a whole scan of CIFAR-10 "
-        "on two threads took more than the three times asked for; that was measured before tables were kept while patterns are looked for, and its first minute ran beside other work. The one "
+        "on two threads took more than the three times asked for; that was measured before tables were kept while patterns are looked for (which halves that, 169 to 85 s on one thread of EPYC, bit for bit the same), and its first minute ran beside other work. In float32 on EPYC "
+        "it took less, but set more clean pictures aside, still within the tenth that the rule allows. The one "
         f"above, by the command line and on one thread, took {times:.1f} times as long as the training of its clean model."
     )
     machines = "; ".join(f"({number}) {name}" for number, name in enumerate(made_on, 1))
