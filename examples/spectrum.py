@@ -33,4 +33,10 @@ for name, make in {"plain": network, "guarded": lambda: ut.insert_eigenguard(net
             f"  {trigger}: effective rank {one.rank:.0f}, {one.energy[:10].sum():.0%} of its change in the 10 strongest directions "
             f"(of clean pictures' {one.clean_energy[:10].sum():.0%}), success {one.success[0]:.1%}"
         )
+        for count in (1, 10):
+            place = found.removed.index(count)
+            print(
+                f"    {count} strongest taken out: success {one.success[place]:.1%}, clean accuracy {one.accuracy[place]:.1%}; of its change "
+                f"{one.energy[:count].sum():.1%} lies there, of clean pictures' {one.clean_energy[:count].sum():.1%}"
+            )
     print(f"  {spectra.draw(found, folder / f'{name}.svg')}")

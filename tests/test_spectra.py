@@ -211,8 +211,21 @@ def test_the_same_rows_are_compared_whoever_else_is_a_member():
         spectra.look(Brightness(), clean.take(np.arange(50)), {"pixel": some}, "seen")
 
 
+def test_no_more_directions_are_said_to_be_taken_out_than_there_are():
+    clean, shown = bright(30)
+    found = spectra.look(Brightness(), clean, {"pixel": shown}, "look", most=12, removed=(0, 5, 12, 50))
+    assert found.removed == (0, 5, 12)
+    assert len(found.shown["pixel"].success) == 3
+
+
 @pytest.mark.parametrize(
-    ("options", "message"), [({"share": 0.0}, "share is 0.0"), ({"removed": (3, 5)}, r"removed is \[3, 5\]")]
+    ("options", "message"),
+    [
+        ({"share": 0.0}, "share is 0.0"),
+        ({"k": 0}, "k is 0 and most 1000"),
+        ({"most": 0}, "k is 10 and most 0"),
+        ({"removed": (3, 5)}, r"removed is \[3, 5\]"),
+    ],
 )
 def test_unusable_settings_are_refused(options, message):
     clean, shown = bright(20)

@@ -291,12 +291,15 @@ def look(
     """
     if not 0 < share < 1:
         raise InputError(f"share is {share}; give more than 0 and less than 1.")
+    if k < 1 or most < 1:
+        raise InputError(f"k is {k} and most {most}; give at least 1 of each.")
     told = progress or Silent()
     own = clean.take(rng.choose(seed, "spectra", clean.rows, most))
     features = layer_features(model, own, at, where=where, progress=told)
-    counts = tuple(sorted({count for count in removed if 0 <= count <= features.shape[1]}))
+    there = min(features.shape)  # so many directions, at most
+    counts = tuple(sorted({count for count in removed if 0 <= count <= there}))
     if not counts:
-        raise InputError(f"removed is {list(removed)}, but there are {features.shape[1]} directions. Give fewer.")
+        raise InputError(f"removed is {list(removed)}, but there are {there} directions. Give fewer.")
     values = singular_values(features)
     found = {
         name: _seen(model, own, features, examples, at, _Asked(k, share, counts, most, seed, where, told))

@@ -16,7 +16,7 @@ from untaint import load_model
 from untaint.errors import InputError, SpecError
 from untaint.models.build import build, require
 from untaint.models.eigenguard import EigenGuard
-from untaint.models.inserting import Guarded, insert_eigenguard, remove_eigenguard
+from untaint.models.inserting import Guarded, insert_eigenguard, layer_named, remove_eigenguard
 from untaint.training.loop import fit, predict
 
 NETWORKS = ["proxy", "resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2", "vit_tiny_patch16_224"]
@@ -139,9 +139,18 @@ def test_a_name_with_a_plus_is_the_network_with_the_layer_in_it_and_the_same_wei
     assert (guard.k, guard.remainder, guard.layer) == (5, 0.01, "1.body")
     for one, other in zip(plain.parameters(), guarded.parameters(), strict=True):
         assert torch.equal(one, other)
-    elsewhere = build("resnet18+eigenguard:at=1.layer2,k=3,eval=batch", 4, (3, 32, 32))
+    elsewhere = build("resnet18+eigenguard:at=layer2,k=3,eval=batch", 4, (3, 32, 32))
     guard = next(module for module in elsewhere.modules() if isinstance(module, EigenGuard))
     assert (guard.layer, guard.evaluating) == ("1.layer2", "batch")
+
+
+def test_the_end_of_a_name_is_enough_where_one_layer_alone_is_meant():
+    model = network("resnet18")
+    assert layer_named(model, "layer3")[0] == layer_named(model, "1.layer3")[0] == "1.layer3"
+    assert layer_named(model, "layer1.0.conv1")[1] is model.get_submodule("1.layer1.0.conv1")
+    assert layer_named(model, "conv1")[0] == "1.conv1", "the outermost"
+    with pytest.raises(SpecError, match="no layer 'conv2', or several"):
+        layer_named(model, "conv2")
 
 
 @pytest.mark.parametrize(

@@ -168,7 +168,7 @@ def spectrum(
         )
         print(f"written        {picture} and spectrum.npz beside it")
         print(
-            f"next           open {shlex.quote(str(picture))}; other layers by --at, such as those that a wrong name lists"
+            f"next           open {shlex.quote(str(picture))}; look at another layer with --at (a wrong name is answered with those there are)"
         )
     return 0
 

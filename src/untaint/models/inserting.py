@@ -67,7 +67,7 @@ class Guarded(nn.Module):
 def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -> nn.Module:
     """Return a copy of a model with EigenGuard behind one of its layers; the model given stays as it is.
 
-    ``at``: the layer's name as in ``model.named_modules()``, such as ``"layer3"``, or ``"before-pool"``: the last layer before the pooling (the features of
+    ``at``: the layer's name as in ``model.named_modules()`` or the end of it, such as ``"layer3"``, or ``"before-pool"``: the last layer before the pooling (the features of
     VGG, MobileNet and the proxy, the fourth stage of a ResNet, all blocks of a ViT). ``options``: those of ``EigenGuard``. Weights are
     the same, under names with ``inside`` in them; ``remove_eigenguard`` gives the old names back. Insert several times for several layers.
 
@@ -119,9 +119,12 @@ def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:
         raise SpecError(
             f"where {type(model).__name__} pools its features is not known. Name the layer before, one of {', '.join(tops[:SHOWN]) or 'none'}."
         )
-    if at in names:
-        return at, model.get_submodule(at)
-    near = difflib.get_close_matches(at, names, SHOWN, 0.4) or names[:SHOWN]
+    inner = [name for name in names if name.endswith(f".{at}")]  # a network may stand in a larger one
+    highest = min((name.count(".") for name in inner), default=0)
+    found = [at] if at in names else [name for name in inner if name.count(".") == highest]
+    if len(found) == 1:
+        return found[0], model.get_submodule(found[0])
+    near = found[:SHOWN] or difflib.get_close_matches(at, names, SHOWN, 0.4) or names[:SHOWN]
     raise SpecError(
-        f"{type(model).__name__} has no layer {at!r}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
+        f"{type(model).__name__} has no layer {at!r}{', or several' if found else ''}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
     )
