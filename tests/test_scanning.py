@@ -437,6 +437,21 @@ def test_too_few_pictures_to_learn_from_are_refused_but_by_what_trains_nothing(t
     assert len(found.rejected) < 90
 
 
+@pytest.mark.parametrize("each", ["one picture", "one picture for each class", "every picture twice"])
+def test_nothing_but_duplicates_is_scanned_and_nothing_is_set_aside(each, tmp_path):
+    different = pictures(150)
+    rows = {
+        "one picture": np.zeros(300, int),
+        "one picture for each class": np.arange(300) % 3,
+        "every picture twice": np.arange(300) % 150,
+    }[each]
+    made = ut.Examples.of(different.images[rows], np.arange(300) % 3)
+    result = ut.scan(made, probes=np.arange(0, 300, 5), out=tmp_path, preset=preset(reject="false-discovery"))
+    assert result.summary["counts"]["scored"] == 300
+    assert not len(result.rejected)
+    assert np.isfinite(table_of(tmp_path)["score"]).all()
+
+
 def test_a_scan_needs_no_probes_and_says_what_is_lost(tmp_path):
     said = []
     told = Stopping(10**9)
