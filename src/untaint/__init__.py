@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from untaint.training.checkpoint import load_model as load_model
     from untaint.training.evaluate import accuracy as accuracy
     from untaint.training.evaluate import evaluate as evaluate
+    from untaint.training.repair import repair as repair
     from untaint.trajectories import Trajectories as Trajectories
 
 __version__ = "0.1.0"
@@ -64,6 +65,7 @@ _HOME = {
     "poison": "poisoning",
     "scan": "scanning",
     "remove_eigenguard": "models.inserting",
+    "repair": "training.repair",
     "score": "rescoring",
     "train": "scanning",
     "triggered": "poisoning",

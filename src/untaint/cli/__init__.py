@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from untaint.arguments import overview, parse
 from untaint.cli.bench import bench
 from untaint.cli.finding import probes, report, scan, score
-from untaint.cli.models import evaluate, spectrum, train
+from untaint.cli.models import evaluate, repair, spectrum, train
 from untaint.cli.trying import demo, list_, poison
 
 __all__ = ["BEGIN", "COMMANDS", "DESCRIPTION", "run_command"]
@@ -24,6 +24,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "bench": bench,
     "probes": probes,
     "report": report,
+    "repair": repair,
     "spectrum": spectrum,
     "list": list_,
     "demo": demo,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from untaint import rng, spec
 from untaint.errors import SpecError
 from untaint.models.eigenguard import EigenGuard
+from untaint.models.gate import Gate
 from untaint.models.inserting import Guard
 from untaint.models.proxy import Proxy
 
@@ -25,6 +26,7 @@ PROXIES: dict[str, dict[str, int]] = {
     "proxy-narrow": {"width": 8},
     "proxy-half": {"shrink": 2},
 }
+INSERTED: dict[str, type[Guard] | type[Gate]] = {"eigenguard": Guard, "gate": Gate}
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
 
 
@@ -62,22 +64,26 @@ def names() -> list[str]:
 
 def require(name: str) -> None:
     """Raise SpecError unless there is a model of that name; nothing is built."""
-    plain, guard = parted(name)
+    plain, inserted = parted(name)
     if plain not in names():
         _require_timm(plain)
-    if guard is not None:
-        EigenGuard(**{key: value for key, value in asdict(guard).items() if key != "at"})
+    for one in inserted:
+        if isinstance(one, Guard):
+            EigenGuard(**{key: value for key, value in asdict(one).items() if key != "at"})
 
 
-def parted(name: str) -> tuple[str, Guard | None]:
+def parted(name: str) -> tuple[str, tuple[Guard | Gate, ...]]:
     """Return the network's own name and what is put into it: ``resnet18+eigenguard:k=50,at=layer3`` names a network with EigenGuard behind a layer."""
-    plain, plus, text = name.partition("+")
-    if not plus:
-        return plain, None
-    kind, options = spec.parse(text)
-    if kind != "eigenguard":
-        raise SpecError(f"'{name}' puts '{kind}' into {plain}. Only eigenguard can be put into a network.")
-    return plain, spec.build(Guard, kind, options)
+    plain, *texts = name.split("+")
+    inserted: list[Guard | Gate] = []
+    for text in texts:
+        kind, options = spec.parse(text)
+        if kind not in INSERTED:
+            raise SpecError(
+                f"'{name}' puts '{kind}' into {plain}. Only {' and '.join(sorted(INSERTED))} can be put into a network."
+            )
+        inserted.append(spec.build(INSERTED[kind], kind, options))
+    return plain, tuple(inserted)
 
 
 def build(
@@ -93,15 +99,17 @@ def build(
     """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
 
     ``mean`` and ``scale`` (one per channel) and ``kernel`` (a fixed filter) go into its first layer;
-    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer. The weights depend on the seed alone; the caller's generator is left untouched.
+    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer, with ``+gate`` an empty TriggerGate. The weights depend on the seed alone; the caller's generator is left untouched.
     """
-    channels, (plain, guard) = size[0], parted(name)
+    channels, (plain, inserted) = size[0], parted(name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.derive(seed, "weights"))
         network = _network(plain, classes, min(size[1:]))
-    whole = nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
+    whole: nn.Module = nn.Sequential(Pixels(mean or [0.0] * channels, scale or [1.0] * channels, kernel), network)
     _try(name, whole, size)
-    return whole if guard is None else guard.put_into(whole)
+    for one in inserted:
+        whole = one.put_into(whole)
+    return whole
 
 
 def _try(name: str, network: nn.Module, size: tuple[int, int, int]) -> None:

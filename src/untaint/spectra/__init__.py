@@ -11,10 +11,11 @@ The matrix looked at has a row for each picture, as EigenGuard's with ``matrix="
 a few strong directions (ICLR 2024, submission 4413); here that is measured, for triggered pictures by themselves and for a few of them among clean ones, as they come.
 """
 
-from untaint.spectra.features import layer_features, removing
 from untaint.spectra.looking import Shown, Spectrum, look
 from untaint.spectra.measures import effective_rank, energy_along, projected, singular_values, top_directions
 from untaint.spectra.picture import draw, draw_through
+from untaint.spectra.removing import removing
+from untaint.training.features import layer_features
 
 __all__ = [
     "Shown",

@@ -16,8 +16,9 @@ from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.models.inserting import BEFORE_POOL, layer_named
 from untaint.progress import Progress, Silent
-from untaint.spectra.features import layer_features, removing
 from untaint.spectra.measures import effective_rank, energy_along, projected, singular_values, top_directions
+from untaint.spectra.removing import removing
+from untaint.training.features import layer_features
 from untaint.training.loop import predict
 
 __all__ = ["Shown", "Spectrum", "look"]

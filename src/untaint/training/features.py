@@ -1,21 +1,24 @@
-"""What a trained model sees in pictures: its penultimate features."""
+"""What a trained model sees in pictures: its penultimate features, and what comes out of any layer of it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
-from untaint.errors import InputError
+from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.models.build import features_of
+from untaint.models.inserting import BEFORE_POOL, layer_named
 from untaint.progress import Progress, Silent
 from untaint.training.device import device
 from untaint.training.loop import blocks
 from untaint.training.pixels import PixelStore
 
-__all__ = ["features"]
+__all__ = ["features", "layer_features", "tensor_of"]
 
 
 def features(
@@ -41,3 +44,45 @@ def features(
             found[rows] = values
             step.advance(len(rows))
     return np.zeros((examples.total, 0), dtype=np.float32) if found is None else found
+
+
+def layer_features(
+    model: nn.Module,
+    examples: Examples,
+    at: str = BEFORE_POOL,
+    *,
+    where: torch.device | None = None,
+    progress: Progress | None = None,
+) -> NDArray[np.float32]:
+    """Return what comes out of a layer, for the members of ``examples`` in their order: float32 (members, width), flattened.
+
+    ``at``: as for ``insert_eigenguard``. The model is left in eval mode.
+    """
+    place = where or device()
+    store = PixelStore(examples, place)
+    model = model.to(place).eval()
+    latest: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, out: Any) -> None:
+        latest[:] = [tensor_of(out, at).detach()]
+
+    handle = layer_named(model, at)[1].register_forward_hook(keep)
+    found: list[NDArray[np.float32]] = []
+    try:
+        with (progress or Silent()).step(f"look at {at}", len(examples)) as step, torch.inference_mode():
+            for rows in blocks(examples.rows):
+                model(store.gather(rows)[0])
+                found.append(latest[0].float().flatten(1).cpu().numpy())
+                step.advance(len(rows))
+    finally:
+        handle.remove()
+    if not found:
+        raise InputError("there is no picture to look at. Give at least one.")
+    return np.concatenate(found)
+
+
+def tensor_of(out: Any, at: str) -> Tensor:
+    """Return what a layer gives; raises SpecError if that is not one tensor."""
+    if not isinstance(out, Tensor):
+        raise SpecError(f"the layer {at} gives a {type(out).__name__}, not one tensor. Name another layer.")
+    return out

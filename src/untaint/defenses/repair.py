@@ -1,0 +1,48 @@
+"""Repair: a model trained on everything, from which the triggers that it learned are taken out afterwards.
+
+No paper's: ``untaint.repair``. Features of a trigger are independent of all else in a picture, and part the class that is the target in two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from untaint import run
+from untaint.defenses.base import UNDEFENDED, Defense, Outcome, Task
+from untaint.models.inserting import BEFORE_POOL
+from untaint.training import repair
+from untaint.training.cost import Meter
+
+__all__ = ["Repair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repair(Defense):
+    """The undefended model, with a gate that takes out what parts a class in two; nothing is set aside, and nothing trained again.
+
+    ``at``: the layer behind which the gate is. ``apart``: from how many deviations on pictures of a class count as two groups. ``components``: how many
+    independent ones are looked for at first; 0: two for each class, and 50 at least.
+    """
+
+    at: str = BEFORE_POOL
+    apart: float = repair.APART
+    components: int = 0
+
+    def defend(self, task: Task) -> Outcome:
+        """Return the repaired model; nothing is scored."""
+        source, out = task.reference(), task.scratch / "repaired"
+        if run.finished(out) is None:
+            meter = Meter()
+            made = repair.repair(
+                task.load(UNDEFENDED),
+                task.examples,
+                self.at,
+                apart=self.apart,
+                components=self.components or None,
+                seed=task.seed,
+                where=task.where,
+                progress=task.progress,
+            )
+            repair.save_repaired(made, source, out)
+            meter.cost().save(out)
+        return Outcome(scores=None, verdict=None, model=out)

@@ -1,0 +1,139 @@
+"""``repair``: a trained network made to overlook the triggers that it has learned, from nothing but the pictures that it was trained on.
+
+A trigger is one of the few things in a picture that say nothing of the rest of it: who has it was decided by an attacker. So it is an independent
+component of what the network sees, and unlike a class's own marks it parts the pictures of its class in two groups, those that have it and those that do not.
+Components that do are looked for, and taken out of those pictures alone that have them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from untaint import rng, run
+from untaint.errors import InputError
+from untaint.examples import Examples
+from untaint.models.gate import Gate, Gated, TriggerGate
+from untaint.models.inserting import BEFORE_POOL, layer_named
+from untaint.progress import Progress, Silent
+from untaint.training.checkpoint import read_card, save_model
+from untaint.training.components import independent, rare
+from untaint.training.features import layer_features
+
+__all__ = ["Component", "Repaired", "repair", "save_repaired"]
+
+APART = 4.5  # deviations; natural pictures have less than 3.6 on CIFAR-10
+FEW = 10  # pictures
+LEAST, PER_CLASS = 50, 2  # components looked for: so many, and so many for each class
+ROUNDS = (1, 1, 2, 2)  # and so many times as many, one round after the other, each on what the last left
+MEMORY = 2**30  # bytes of features; of more pictures some are drawn
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Component:
+    """What a gate takes out: some ``rows`` of class ``label`` have it, and ``others`` of the other classes; ``apart``: how far from those that do not, in deviations."""
+
+    label: int
+    rows: NDArray[np.int64]
+    others: int
+    apart: float
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Repaired:
+    """``model``: a copy with a TriggerGate behind the layer called ``layer``; ``components``: what the gate takes out, in its order; ``looked_at``: how many pictures were."""
+
+    model: nn.Module
+    layer: str
+    components: tuple[Component, ...]
+    looked_at: int
+
+
+def repair(
+    model: nn.Module,
+    examples: Examples,
+    at: str = BEFORE_POOL,
+    *,
+    apart: float = APART,
+    components: int | None = None,
+    seed: int = 0,
+    where: torch.device | None = None,
+    progress: Progress | None = None,
+) -> Repaired:
+    """Return a copy of a trained model that overlooks triggers, and what it overlooks; nothing is trained, and no picture need be known to be clean.
+
+    ``examples``: what the model was trained on, with its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on
+    the pictures of a class count as two groups. ``components``: how many are looked for at first; two for each class, and 50 at least, if not given.
+    Of very many pictures, some are drawn by the seed.
+
+    Raises SpecError for a layer that there is not, InputError for options out of range and where there is no picture.
+    """
+    if not apart > 0 or not np.isfinite(apart):
+        raise InputError(f"apart is {apart}. Give more than 0: how far two groups are apart, in deviations.")
+    if components is not None and components < 1:
+        raise InputError(f"components is {components}. Give at least 1.")
+    told = progress or Silent()
+    repaired = Gate(at=at).put_into(model)
+    name, gated = layer_named(repaired, at)
+    assert isinstance(gated, Gated)
+    some = examples.take(_drawn(repaired, examples, name, seed, where))
+    features = layer_features(repaired, some, name, where=where, progress=told)
+    labels = np.asarray(some.labels)[some.rows]
+    first = components or max(LEAST, PER_CLASS * len(examples.class_names))
+    found: list[Component] = []
+    gate = gated.gate.cpu()
+    with told.step("look for components", len(ROUNDS), unit="rounds") as step:
+        for times in ROUNDS:
+            for component in _round(features, labels, first * times, apart, seed, gate):
+                found.append(Component(**{**vars(component), "rows": some.rows[component.rows]}))
+            step.advance(1)
+    gated.gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
+    return Repaired(model=repaired.eval(), layer=name, components=tuple(found), looked_at=len(some))
+
+
+def save_repaired(repaired: Repaired, source: Path, out: Path) -> None:
+    """Write a repaired model's folder as that of the model is that was loaded from ``source``; ``untaint.load_model`` gives it back."""
+    card = read_card(source)
+    gate = f"+gate:at={repaired.layer}"
+    name = card["model"] if gate in card["model"] else card["model"] + gate
+    save_model(out, repaired.model, {**card, "model": name})
+    run.finish(out, files=[out / "model.safetensors", out / "model.json"])
+
+
+def _drawn(model: nn.Module, examples: Examples, at: str, seed: int, where: torch.device | None) -> NDArray[np.int64]:
+    """Return the rows that are looked at: all, or as many as there is memory for."""
+    if not len(examples):
+        raise InputError("there is no picture to look at. Give at least one.")
+    width = layer_features(model, examples.take(examples.rows[:1]), at, where=where).shape[1]
+    return rng.choose(seed, "repair", examples.rows, max(1, min(len(examples), MEMORY // (4 * width))))
+
+
+def _round(
+    features: NDArray[np.float32], labels: NDArray[np.int64], k: int, apart: float, seed: int, gate: TriggerGate
+) -> list[Component]:
+    """Look for components once, add them to the gate and take them out of ``features``, which is changed."""
+    made = independent(features, k, seed)
+    found = []
+    for one in rare(made.values, labels, apart, FEW):
+        reading = made.reading[one.component]
+        level = float(made.mean @ reading)
+        scores = features @ reading - level
+        has = scores > one.cut
+        if not has.any() or has.all():
+            continue  # taken out with another
+        rest = float(np.median(scores))
+        change = features[has].mean(axis=0) - features[~has].mean(axis=0)
+        change /= max(float(scores[has].mean() - scores[~has].mean()), 1e-12)
+        cut = (one.cut + rest) / 2
+        features -= np.where(scores > cut, scores - rest, 0)[:, None].astype(np.float32) * change
+        gate.add(torch.from_numpy(reading), level, rest, cut, torch.from_numpy(change))
+        own = has & (labels == one.label)
+        found.append(
+            Component(label=one.label, rows=np.flatnonzero(own), others=int((has & ~own).sum()), apart=one.apart)
+        )
+    return found
