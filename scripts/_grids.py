@@ -14,6 +14,7 @@ from _words import (
     on_costs,
     on_models,
     on_probes,
+    on_repairs,
     on_resnet18,
     on_studies,
     what_it_says,
@@ -42,6 +43,7 @@ WORDS = {
     "examination": on_models,
     "adaptive": on_models,
     "robustness": on_studies,
+    "repair": on_repairs,
 }
 DETECTED = [
     "AUROC",

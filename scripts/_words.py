@@ -156,27 +156,31 @@ def on_another(own: Figures, title: str) -> str:
 
 
 def one_at_a_time(groups: Sequence[Group]) -> list[str]:
-    """Settings with one attacker each: the mean over them, and what is left by name."""
+    """Settings with one attacker each, by data set: the mean over them, and what is left by name."""
     titles = dict.fromkeys(group.title for group in groups if len(attackers([group])) == 1)
     whole = [
         one
         for one in (Figures.of(groups, title) for title in titles)
         if {"none", "oracle", PAPER, CROSS} <= set(one.own)
     ]
-    if not whole:
-        return []
 
-    def mean(defence: str) -> str:
-        accuracy = fmean(value for one in whole for value in one.own[defence].values(clean_accuracy))
-        return f"{fmean(one.asr(defence) for one in whole):.1f} % (clean accuracy {100 * accuracy:.1f} %)"
+    def said(data: str, settings: Sequence[Figures]) -> str:
+        def mean(defence: str) -> str:
+            accuracy = fmean(value for one in settings for value in one.own[defence].values(clean_accuracy))
+            return f"{fmean(one.asr(defence) for one in settings):.1f} % (clean accuracy {100 * accuracy:.1f} %)"
 
-    learned, left = ([text for one in whole for text in one.left(defence)] for defence in ("none", CROSS))
-    return [
-        f"One attacker at a time ({len(whole)} settings, one seed each): mean ASR undefended {mean('none')}, without poison {mean('oracle')}, after the paper's score "
-        f"{mean(PAPER)}, after cross-examination {mean(CROSS)}."
-        + (f" Learned by the undefended models: {', '.join(learned)}." if learned else "")
-        + (f" Cross-examination leaves: {', '.join(left)}." if left else "")
-    ]
+        learned, left = ([text for one in settings for text in one.left(defence)] for defence in ("none", CROSS))
+        return (
+            f"One attacker at a time, {data} ({len(settings)} settings, one seed each): mean ASR undefended {mean('none')}, without poison {mean('oracle')}, after the paper's score "
+            f"{mean(PAPER)}, after cross-examination {mean(CROSS)}."
+            + (f" Learned by the undefended models: {', '.join(learned)}." if learned else "")
+            + (f" Cross-examination leaves: {', '.join(left)}." if left else "")
+        )
+
+    by_data: dict[str, list[Figures]] = {}
+    for one in whole:
+        by_data.setdefault(one.own["none"].finished[0]["origin"]["setting"]["data"], []).append(one)
+    return [said(data, settings) for data, settings in by_data.items()]
 
 
 def on_probes(found: Sequence[Result]) -> str:
@@ -272,15 +276,15 @@ def by_attack(result: Result) -> dict[str, int]:
     return {name: count - vouched.get(name, 0) for name, count in result["poisoned"].items()}
 
 
-def on_models(found: Sequence[Result]) -> str:
-    """What models do that were trained on everything, on what cross-examination kept, and on what is clean where that was measured."""
+def on_models(found: Sequence[Result], defence: str = CROSS) -> str:
+    """What models do that were trained on everything, those that a defence leaves, and those trained on what is clean where that was measured."""
     groups = grouped([result for result in found if "model" in result])
     said = []
     for title in dict.fromkeys(group.title for group in groups):
         own = Figures.of(groups, title)
-        if {"none", CROSS} <= set(own.own):
-            before, after = own.own["none"], own.own[CROSS]
-            models = [own.own[name] for name in ("none", CROSS, "oracle") if name in own.own]
+        if {"none", defence} <= set(own.own) and own.own["none"].finished[0]["poisoned"]:
+            before, after = own.own["none"], own.own[defence]
+            models = [own.own[name] for name in ("none", defence, "oracle") if name in own.own]
             called = labels(attackers([before]))
             each = [
                 f"{name_of} {' to '.join(f'{100 * fmean(rate(model, name)):.0f}' for model in (before, after))} %"
@@ -289,10 +293,21 @@ def on_models(found: Sequence[Result]) -> str:
             ]
             clean = f", without the poison {own.asr('oracle'):.1f} %" if len(models) > 2 else ""
             said.append(
-                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after cross-examination {own.asr(CROSS):.1f} %{clean}, {own.points(CROSS)}. "
+                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after {defence} {own.asr(defence):.1f} %{clean}, {own.points(defence)}. "
                 f"By attack{' (without the poison)' if clean else ''}: {', '.join(each)}."
             )
     return "\n\n".join(said)
+
+
+def on_repairs(found: Sequence[Result]) -> str:
+    """What repaired models do, and what repairing costs where nothing is poisoned."""
+    groups = grouped([result for result in found if not result["poisoned"]])
+    clean = []
+    for title in dict.fromkeys(group.title for group in groups):
+        own = Figures.of(groups, title)
+        if {"none", "repair"} <= set(own.own):
+            clean.append(f"*{title}*: after repair, {own.points('repair')}.")
+    return "\n\n".join(filter(None, [on_models(found, "repair"), " ".join(clean)]))
 
 
 def on_studies(found: Sequence[Result]) -> str:

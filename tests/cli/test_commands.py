@@ -236,6 +236,24 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "no layer 'hed'" in outcome.err
 
+    mended = ("repair", tmp_path / "clean", dirty[0], "--apart", "2", "--out", tmp_path / "mended")
+    outcome = told(*mended)
+    assert outcome.code == 0, outcome.err
+    keys = {line.split("\t")[0] for line in lines(tmp_path / "mended" / "overlooked.txt")}
+    assert keys <= set(ut.load(dirty[0]).keys), "two deviations are so few that something is"
+    assert f"names {len(keys)} pictures" in outcome.out
+    assert len(keys) >= 10
+    assert (tmp_path / "mended" / "overlooked.png").read_bytes()[:4] == b"\x89PNG"
+    again = json.loads(told(*mended, "--json", "--quiet").out)
+    assert sum(group["pictures"] for group in again["groups"]) >= len(keys)
+    assert told("evaluate", tmp_path / "mended", dirty[0], "--quiet").code == 0
+    outcome = told(*mended[:4], "9", *mended[5:])
+    assert outcome.code == 2
+    assert "apart = 2.0, now it is 9.0" in outcome.err
+    outcome = told("repair", tmp_path / "clean", dirty[0], "--apart", "900", "--out", tmp_path / "same")
+    assert "nothing was changed" in outcome.out
+    assert not (tmp_path / "same" / "overlooked.png").exists()
+
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "models", "presets", "rules"])
 def test_list(what: str) -> None:
@@ -303,7 +321,19 @@ def test_help_teaches() -> None:
     alone, asked = told(), told("--help")
     assert alone == asked
     assert alone.code == 0
-    for name in ("scan", "score", "train", "evaluate", "poison", "probes", "report", "spectrum", "list", "demo"):
+    for name in (
+        "scan",
+        "score",
+        "train",
+        "evaluate",
+        "poison",
+        "probes",
+        "report",
+        "repair",
+        "spectrum",
+        "list",
+        "demo",
+    ):
         assert re.search(rf"^  {name} +\S", alone.out, re.MULTILINE)
         page = told(name, "--help")
         assert page.code == 0
