@@ -67,7 +67,7 @@ def repair(
 ) -> Repaired:
     """Return a copy of a trained model that overlooks triggers, and what it overlooks; nothing is trained, and no picture need be known to be clean.
 
-    ``examples``: what the model was trained on, with its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on
+    ``model``: any network that takes float pictures (batch, channels, height, width) in [0, 1]. ``examples``: what it was trained on, with its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on
     the pictures of a class count as two groups. ``components``: how many are looked for at first; two for each class, and 50 at least, if not given.
     Of very many pictures, some are drawn by the seed.
 
