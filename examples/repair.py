@@ -7,7 +7,9 @@ import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
 
-attacks = [ATTACKS.build(text) for text in ("patch:target=0,rate=0.02", "blend:target=3,pattern=noise,alpha=0.4,rate=0.02")]
+attacks = [
+    ATTACKS.build(text) for text in ("patch:target=0,rate=0.02", "blend:target=3,pattern=noise,alpha=0.4,rate=0.02")
+]
 dirty, ledger = ut.poison(ut.load(samples.path()), attacks, seed=0)
 test = ut.load(samples.path(), split="test")
 model = ut.train(dirty)

@@ -10,6 +10,7 @@ import untaint as ut
 from small import Stopping, pictures, preset
 from untaint import samples
 from untaint.errors import InputError, SpecError
+from untaint.models.build import build
 from untaint.models.gate import Gated
 from untaint.training import repair as mending
 from untaint.training.repair import repair, save_repaired
@@ -106,6 +107,17 @@ def test_what_cannot_be_is_refused(poisoned, options, error, message):
 def test_there_must_be_pictures(poisoned):
     with pytest.raises(InputError, match="no picture to look at"):
         repair(poisoned[0], poisoned[1].take(np.arange(0)))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_16"])
+def test_every_architecture_has_a_layer_before_its_pooling(name):
+    examples = pictures(60, side=32)
+    network = build(name, 3, (3, 32, 32))
+    made = repair(network, examples, components=5)
+    images = torch.rand(2, 3, 32, 32)
+    if not made.components:
+        assert torch.equal(made.model(images), network.eval()(images))
+    assert made.model(images).shape == (2, 3)
 
 
 def test_a_network_of_ones_own_behind_any_layer():
