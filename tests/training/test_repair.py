@@ -104,6 +104,13 @@ def test_what_cannot_be_is_refused(poisoned, options, error, message):
         repair(poisoned[0], poisoned[1], **options)
 
 
+def test_features_that_are_not_finite_are_refused():
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 3))
+    torch.nn.init.constant_(model[1].bias, torch.inf)
+    with pytest.raises(InputError, match="what 1 gives is not finite for 60 of 60 pictures"):
+        repair(model, pictures(60), at="1")
+
+
 def test_there_must_be_pictures(poisoned):
     with pytest.raises(InputError, match="no picture to look at"):
         repair(poisoned[0], poisoned[1].take(np.arange(0)))

@@ -67,11 +67,12 @@ def repair(
 ) -> Repaired:
     """Return a copy of a trained model that overlooks triggers, and what it overlooks; nothing is trained, and no picture need be known to be clean.
 
-    ``model``: any network that takes float pictures (batch, channels, height, width) in [0, 1]. ``examples``: what it was trained on, with its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on
-    the pictures of a class count as two groups. ``components``: how many are looked for at first; two for each class, and 50 at least, if not given.
-    Of very many pictures, some are drawn by the seed.
+    ``model``: any network that takes float pictures (batch, channels, height, width) in [0, 1]. ``examples``: what it was trained on, with
+    its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on the pictures of a class
+    count as two groups. ``components``: how many are looked for at first; two for each class, and 50 at least, if not given. Of very many
+    pictures, some are drawn by the seed.
 
-    Raises SpecError for a layer that there is not, InputError for options out of range and where there is no picture.
+    Raises SpecError for a layer that there is not, InputError for options out of range, where there is no picture, and for features that are not finite.
     """
     if not apart > 0 or not np.isfinite(apart):
         raise InputError(f"apart is {apart}. Give more than 0: how far two groups are apart, in deviations.")
@@ -83,6 +84,11 @@ def repair(
     assert isinstance(gated, Gated)
     some = examples.take(_drawn(repaired, examples, name, seed, where))
     features = layer_features(repaired, some, name, where=where, progress=told)
+    if not np.isfinite(features).all():
+        bad = np.count_nonzero(~np.isfinite(features).all(axis=1))
+        raise InputError(
+            f"what {name} gives is not finite for {bad:,} of {len(some):,} pictures. Give a model whose training went well."
+        )
     labels = np.asarray(some.labels)[some.rows]
     first = components or max(LEAST, PER_CLASS * len(examples.class_names))
     found: list[Component] = []
