@@ -8,6 +8,10 @@ from hypothesis import strategies as st
 from untaint.training.components import independent, rare, two_groups
 
 
+def no_difference(rows: np.ndarray) -> np.ndarray:
+    return np.zeros(len(rows))
+
+
 def slow_groups(column: np.ndarray) -> tuple[float, float, int]:
     """Every cut tried."""
     ordered = np.sort(column.astype(np.float64))
@@ -79,7 +83,8 @@ def test_the_same_seed_gives_the_same_components():
 def test_what_some_rows_of_a_class_have_is_found_with_them(seed):
     features, labels, has = planted(seed=seed)
     made = independent(features, 12, seed)
-    found = rare(made.values, labels, apart=4.5, few=10)
+    like_others = lambda rows: np.where(np.isin(rows, has), 0.1, 0.5)  # noqa: E731
+    found = rare(made.values, labels, apart=4.5, few=10, company=like_others)
     assert len(found) == 1
     assert found[0].label == 0
     assert found[0].others <= 2
@@ -88,22 +93,24 @@ def test_what_some_rows_of_a_class_have_is_found_with_them(seed):
     assert found[0].rows == len(above) <= 63
 
 
-def test_the_mark_of_a_class_is_told_from_a_trigger_that_most_of_it_has():
+@pytest.mark.parametrize(
+    ("above", "below", "apart", "expected"),
+    [(0.1, 0.5, 9, [0]), (0.4, 0.4, 9, [0]), (0.5, 0.1, 9, []), (0.1, 0.5, 5.2, [0]), (0.4, 0.4, 5.2, [])],
+)
+def test_a_kind_of_picture_is_told_from_a_trigger_by_what_its_pictures_look_like(above, below, apart, expected):
     generator = np.random.default_rng(0)
-    alike, mixed = generator.normal(size=(160, 6)) * 0.3, generator.normal(size=(40, 6))
-    for first, second, expected in ((alike, mixed, []), (mixed.repeat(4, axis=0), alike[:40], [0])):
-        values = np.concatenate([first, second, generator.normal(size=(300, 6))]).astype(np.float32)
-        values[:, 0] = 0.1 * generator.normal(size=500)
-        values[:160, 0] += 9
-        labels = np.repeat([0, 1], [200, 300])
-        assert [one.label for one in rare(values, labels, apart=4.5, few=10)] == expected
+    values = generator.normal(size=(500, 6)).astype(np.float32)
+    values[:80, 0] += apart
+    labels = np.repeat([0, 1], [200, 300])
+    company = lambda rows: np.where(rows < 80, above, below)  # noqa: E731
+    assert [one.label for one in rare(values, labels, apart=4.5, few=10, company=company)] == expected
 
 
 def test_where_no_rows_are_apart_none_is_found():
     features, labels, has = planted()
     left = np.setdiff1d(np.arange(len(labels)), has)
     made = independent(features[left], 12)
-    assert rare(made.values, labels[left], apart=4.5, few=10) == []
+    assert rare(made.values, labels[left], apart=4.5, few=10, company=no_difference) == []
 
 
 def test_what_other_classes_have_more_often_is_no_trigger_of_this_one():
@@ -112,16 +119,16 @@ def test_what_other_classes_have_more_often_is_no_trigger_of_this_one():
     values[:20] = 9
     values[150:] = np.linspace(8, 10, 150)[:, None]
     values += np.random.default_rng(0).normal(size=values.shape).astype(np.float32) * 0.1
-    assert rare(values, labels, apart=4.5, few=10) == []
-    assert [one.rows for one in rare(values[:150], labels[:150], apart=4.5, few=10)] == [20]
+    assert rare(values, labels, apart=4.5, few=10, company=no_difference) == []
+    assert [one.rows for one in rare(values[:150], labels[:150], apart=4.5, few=10, company=no_difference)] == [20]
 
 
 def test_too_few_rows_say_nothing():
     values = np.zeros((100, 1), np.float32)
     values[:9] = 50
-    assert rare(values, np.zeros(100, int), apart=4.5, few=10) == []
-    assert len(rare(values, np.zeros(100, int), apart=4.5, few=9)) == 1
-    assert rare(values[:15], np.zeros(15, int), apart=4.5, few=9) == []
+    assert rare(values, np.zeros(100, int), apart=4.5, few=10, company=no_difference) == []
+    assert len(rare(values, np.zeros(100, int), apart=4.5, few=9, company=no_difference)) == 1
+    assert rare(values[:15], np.zeros(15, int), apart=4.5, few=9, company=no_difference) == []
 
 
 def test_features_of_low_rank_have_fewer_components():
@@ -130,4 +137,4 @@ def test_features_of_low_rank_have_fewer_components():
     assert independent(low, 5).values.shape == (200, 2)
     nothing = independent(np.full((20, 4), 2.5, np.float32), 3)
     assert (nothing.values.shape, nothing.reading.shape) == ((20, 0), (0, 4))
-    assert rare(nothing.values, np.zeros(20, int), apart=4.5, few=5) == []
+    assert rare(nothing.values, np.zeros(20, int), apart=4.5, few=5, company=no_difference) == []

@@ -183,7 +183,7 @@ def repair(
     at: Annotated[str, option("The layer, by its name in the network.", "LAYER")] = "before-pool",
     apart: Annotated[
         float, option("From how many deviations on pictures of a class count as two groups.", "DEVIATIONS")
-    ] = 4.5,
+    ] = 4.0,
     split: Annotated[str, option("Which part, where the data has parts.", "PART")] = "train",
     columns: Columns,
     seed: Seed = 0,

@@ -24,6 +24,8 @@ class Repair(Defense):
     independent ones are looked for at first; 0: two for each class, and 50 at least.
     """
 
+    version = 2
+
     at: str = BEFORE_POOL
     apart: float = repair.APART
     components: int = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ __all__ = ["Independent", "Rare", "independent", "rare", "two_groups"]
 
 MOST_ROUNDS = 500  # of the fixed-point iteration
 STILL = 1e-3
+FEWER, MORE = 0.75, 1.1  # times as much company of the same label: clearly fewer, clearly more
 
 
 class Independent(NamedTuple):
@@ -87,30 +89,40 @@ def two_groups(values: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArr
     )
 
 
-def rare(values: NDArray[np.float32], labels: NDArray[np.int64], apart: float, few: int) -> list[Rare]:
+def rare(
+    values: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    apart: float,
+    few: int,
+    company: Callable[[NDArray[np.int64]], NDArray[np.float64]],
+) -> list[Rare]:
     """Return the components that part a class in two groups at least ``apart``, where no more of all other classes are above the cut than of this one.
 
     Each for the class that it parts best, those furthest apart first. At least ``few`` rows are above the cut; classes of fewer than twice as many are not looked at.
-    Where most of a class is above it, that may be the class's own mark, which poison lacks: it counts only if these differ more from each other, in all else, than the rest of the class.
+    A kind of picture parts its class too, and where poison is much of a class, so does the class's own mark. ``company`` says of rows how many of the pictures that they look most like
+    have their label: where clearly more do for those above the cut than for the rest of the class, these are natural, and where not clearly fewer do, they have to be one deviation further apart.
     """
     best: dict[int, Rare] = {}
     for label in np.unique(labels):
-        own = labels == label
-        if np.count_nonzero(own) < 2 * few or not values.shape[1]:
+        own = np.flatnonzero(labels == label)
+        if len(own) < 2 * few or not values.shape[1]:
             continue
         gaps, cuts, above = two_groups(values[own])
         for number in np.flatnonzero((gaps >= apart) & (above >= few)):
-            others = int(np.count_nonzero(values[~own, number] > cuts[number]))
+            has = values[:, number] > cuts[number]
+            others = int(np.count_nonzero(has)) - int(above[number])
             known = best.get(int(number))
             if others > above[number] or (known is not None and known.apart >= gaps[number]):
                 continue
-            if above[number] <= np.count_nonzero(own) / 2 or _mixed(values[own], int(number), cuts[number]):
+            near = company(own)
+            if gaps[number] >= apart + _more(near[has[own]].mean(), near[~has[own]].mean()):
                 found = (int(number), int(label), float(gaps[number]), float(cuts[number]), int(above[number]), others)
                 best[int(number)] = Rare(*found)
     return sorted(best.values(), key=lambda one: -one.apart)
 
 
-def _mixed(values: NDArray[np.float32], number: int, cut: float) -> bool:
-    """Whether those above the cut differ more from each other than those below, in most other components."""
-    above, rest = values[:, number] > cut, np.delete(values, number, axis=1)
-    return bool(np.mean(rest[above].var(axis=0) > rest[~above].var(axis=0)) > 0.5) if rest.shape[1] else False
+def _more(above: float, below: float) -> float:
+    """How many deviations further apart two groups have to be, by the company of either."""
+    if above < FEWER * below:
+        return 0.0
+    return 1.0 if above <= MORE * below else np.inf

@@ -1,8 +1,8 @@
 """``repair``: a trained network made to overlook the triggers that it has learned, from nothing but the pictures that it was trained on.
 
 A trigger is one of the few things in a picture that say nothing of the rest of it: who has it was decided by an attacker. So it is an independent
-component of what the network sees, and unlike a class's own marks it parts the pictures of its class in two groups, those that have it and those that do not.
-Components that do are looked for, and taken out of those pictures alone that have them.
+component of what the network sees, and unlike a class's own marks it parts the pictures of its class in two groups: those that have it, which look like other
+classes, and those that do not. Components that do are looked for, and taken out of those pictures alone that have them.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from untaint.progress import Progress, Silent
 from untaint.training.checkpoint import read_card, save_model
 from untaint.training.components import independent, rare
 from untaint.training.features import layer_features
+from untaint.training.likeness import Likeness
 
 __all__ = ["Component", "Repaired", "repair", "save_repaired"]
 
-APART = 4.5  # deviations; natural pictures have less than 3.6 on CIFAR-10
+APART = 4.0  # deviations; kinds of natural pictures are mostly less
 FEW = 10  # pictures
 LEAST, PER_CLASS = 50, 2  # components looked for: so many, and so many for each class
 ROUNDS = (1, 1, 2, 2)  # and so many times as many, one round after the other, each on what the last left
@@ -92,10 +93,11 @@ def repair(
     labels = np.asarray(some.labels)[some.rows]
     first = components or max(LEAST, PER_CLASS * len(examples.class_names))
     found: list[Component] = []
+    company = Likeness(some)
     gate = gated.gate.cpu()
     with told.step("look for components", len(ROUNDS), unit="rounds") as step:
         for times in ROUNDS:
-            for component in _round(features, labels, first * times, apart, seed, gate):
+            for component in _round(features, labels, first * times, apart, seed, gate, company):
                 found.append(Component(**{**vars(component), "rows": some.rows[component.rows]}))
             step.advance(1)
     gated.gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
@@ -120,12 +122,18 @@ def _drawn(model: nn.Module, examples: Examples, at: str, seed: int, where: torc
 
 
 def _round(
-    features: NDArray[np.float32], labels: NDArray[np.int64], k: int, apart: float, seed: int, gate: TriggerGate
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    k: int,
+    apart: float,
+    seed: int,
+    gate: TriggerGate,
+    company: Likeness,
 ) -> list[Component]:
     """Look for components once, add them to the gate and take them out of ``features``, which is changed."""
     made = independent(features, k, seed)
     found = []
-    for one in rare(made.values, labels, apart, FEW):
+    for one in rare(made.values, labels, apart, FEW, company):
         reading = made.reading[one.component]
         level = float(made.mean @ reading)
         scores = features @ reading - level
