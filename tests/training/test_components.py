@@ -95,7 +95,7 @@ def test_what_some_rows_of_a_class_have_is_found_with_them(seed):
 
 @pytest.mark.parametrize(
     ("above", "below", "apart", "expected"),
-    [(0.1, 0.5, 9, [0]), (0.4, 0.4, 9, [0]), (0.5, 0.1, 9, []), (0.1, 0.5, 5.2, [0]), (0.4, 0.4, 5.2, [])],
+    [(0.1, 0.5, 9, [0]), (0.4, 0.4, 9, [0]), (0.5, 0.1, 9, []), (0.1, 0.5, 4.6, [0]), (0.4, 0.4, 4.6, [])],
 )
 def test_a_kind_of_picture_is_told_from_a_trigger_by_what_its_pictures_look_like(above, below, apart, expected):
     generator = np.random.default_rng(0)
