@@ -109,9 +109,9 @@ def speed() -> str:
     times = whole["scan"]["seconds"] / next(stage["seconds"] for stage in whole["seconds"] if stage["name"] == "model")
     said = (
         "Ratios are of runs that took turns on the same machine; these are shared, so that absolute figures vary by a fifth and more. The whole scan of CIFAR-10 was timed in float32; with units for "
-        "bfloat16, where training is faster and all else weighs more, older code took more than the three times asked for, and this was not measured again. It set 260 clean pictures aside, and the same scan on "
-        "one thread (`OMP_NUM_THREADS=1`), where sums are of another order and the models come out a little different, 43, with 2,453 poisoned ones: the rule reads off the middle of the scores how far clean ones reach, "
-        "which is that uncertain; both are within the tenth that it allows. The one "
+        "bfloat16, where training is faster and all else weighs more, older code took more than the three times asked for, and this was not measured again. It set more clean pictures aside than the scan "
+        "above, within the tenth that the rule allows: the rule reads off the middle of the scores how far clean ones reach, and with another number of threads, where sums are of another order and models come "
+        "out a little different, it sets other numbers aside. The one "
         f"above, by the command line and on one thread, took {times:.1f} times as long as the training of its clean model."
     )
     machines = "; ".join(f"({number}) {name}" for number, name in enumerate(made_on, 1))

@@ -253,6 +253,11 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
     outcome = told("repair", tmp_path / "clean", dirty[0], "--apart", "900", "--out", tmp_path / "same")
     assert "nothing was changed" in outcome.out
     assert not (tmp_path / "same" / "overlooked.png").exists()
+    for wrong, said in ((("--apart", "0"), "apart is 0"), (("--at", "bdy"), "no layer 'bdy'")):
+        outcome = told("repair", tmp_path / "clean", dirty[0], *wrong, "--out", tmp_path / "wrong")
+        assert outcome.code == 2
+        assert said in outcome.err
+        assert not (tmp_path / "wrong").exists(), "the right command may use the folder"
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "models", "presets", "rules"])

@@ -118,6 +118,15 @@ def test_put_into_leaves_the_network_given_alone_and_keeps_a_gate_that_is_there(
     assert len(Gate().put_into(gated).get_submodule("1.body").gate) == 1
 
 
+def test_a_layer_that_gives_no_tensor_is_named():
+    class Two(nn.Module):
+        def forward(self, images):
+            return images, images
+
+    with pytest.raises(SpecError, match="the layer 1 gives a tuple, not one tensor"):
+        Gate(at="1").put_into(nn.Sequential(nn.Flatten(), Two()))(torch.rand(2, *SIZE))
+
+
 def test_networks_with_a_gate_have_a_name():
     require("proxy+gate:at=1.body")
     both = build("proxy+eigenguard:k=3+gate", 4, SIZE)

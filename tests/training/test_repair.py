@@ -18,13 +18,13 @@ from untaint.training.repair import repair, save_repaired
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory):
-    """A part of the sample in which noise makes airplanes of sixty pictures, and the model that learned it."""
+    """A part of the sample in which noise makes airplanes of ninety pictures, and the model that learned it."""
     whole = ut.load(samples.path())
     attack = ut.ATTACKS.build("blend:target=0,pattern=noise,alpha=0.4,rate=0.03")
-    dirty, ledger = ut.poison(whole.take(whole.rows[:2000]), [attack], seed=0)
+    dirty, ledger = ut.poison(whole.take(whole.rows[:3000]), [attack], seed=0)
     test = ut.load(samples.path(), split="test")
     folder = tmp_path_factory.mktemp("model")
-    model = ut.train(dirty, out=folder, preset=preset(epochs=5, batch=50, learning_rate=0.1))
+    model = ut.train(dirty, out=folder, preset=preset(epochs=6, batch=50, learning_rate=0.1))
     return model, dirty, ledger, test, ut.triggered(test, attack), folder
 
 
@@ -116,12 +116,15 @@ def test_there_must_be_pictures(poisoned):
         repair(poisoned[0], poisoned[1].take(np.arange(0)))
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_16"])
-def test_every_architecture_has_a_layer_before_its_pooling(name):
+@pytest.mark.parametrize(
+    ("name", "layer"), [("resnet18", "layer4"), ("mobilenet_v2", "features"), ("vit_b_16", "encoder")]
+)
+def test_every_architecture_has_a_layer_before_its_pooling(name, layer):
     examples = pictures(60, side=32)
     network = build(name, 3, (3, 32, 32))
     made = repair(network, examples, components=5)
     images = torch.rand(2, 3, 32, 32)
+    assert made.layer == f"1.{layer}"
     if not made.components:
         assert torch.equal(made.model(images), network.eval()(images))
     assert made.model(images).shape == (2, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,8 +16,10 @@ from untaint.arguments import given, option
 from untaint.cli.options import Augmentation, Columns, Data, Json, Model, Precision, Quiet, Reading, Seed
 
 if TYPE_CHECKING:
+    from untaint.examples import Examples
     from untaint.recipe import Preset
     from untaint.spectra import Spectrum
+    from untaint.training.repair import Repaired
 
 __all__ = ["evaluate", "repair", "spectrum", "train"]
 
@@ -208,42 +211,26 @@ def repair(
     bars = terminal.progress(quiet)
     read = load(data, split=split, size=card["size"][1], fewest_classes=1, progress=bars, **asdict(columns))
     examples = relabelled(read, card["class_names"])
+    made = run_repair(network, examples, at, apart=apart, seed=seed, progress=bars)  # a wrong option leaves no folder
+    notes = {examples.keys[row]: f"{one.apart:.1f}" for one in reversed(made.components) for row in one.rows.tolist()}
     settings = {"kind": "repair", "model": card["sha256"], "data": examples.fingerprint, "at": at, "apart": apart}
     with run.RunDirectory(out, {**settings, "seed": seed}):
-        made = run_repair(network, examples, at, apart=apart, seed=seed, progress=bars)
         save_repaired(made, model, out)
-        notes = {
-            examples.keys[row]: f"{one.apart:.1f}" for one in reversed(made.components) for row in one.rows.tolist()
-        }
         run.write_keys(out / "overlooked.txt", notes, notes)
         if made.components:
             few = sorted({row for one in made.components for row in one.rows[:SHOWN].tolist()})
             contact_sheet(examples, few, out / "overlooked.png", "What the repaired model overlooks is in these")
-    groups = [
-        {
-            "class": card["class_names"][one.label],
-            "pictures": len(one.rows),
-            "of": int((examples.labels[examples.rows] == one.label).sum()),
-            "of other classes": one.others,
-            "apart": round(one.apart, 1),
-        }
-        for one in made.components
-    ]
+    groups = _groups(made, examples, card["class_names"])
     if as_json:
-        print(
-            json.dumps(
-                {"out": str(out), "layer": made.layer, "looked_at": made.looked_at, "groups": groups},
-                ensure_ascii=False,
-            )
-        )
+        facts = {"out": str(out), "layer": made.layer, "looked_at": made.looked_at, "groups": groups}
+        print(json.dumps(facts, ensure_ascii=False))
         return 0
     if groups:
+        lines = [tuple(str(entry) for entry in one.values()) for one in groups]
+        ways = "in one way" if len(groups) == 1 else f"in {len(groups)} ways"
+        print(terminal.table(tuple(groups[0]), lines, left=True))
         print(
-            terminal.table(tuple(groups[0]), [tuple(str(entry) for entry in one.values()) for one in groups], left=True)
-        )
-        print(
-            f"\nSome pictures of a class are apart from the rest of it {'in one way' if len(groups) == 1 else f'in {len(groups)} ways'} that the model now overlooks: "
-            "a trigger, or a kind of picture that is rare in its class. Look."
+            f"\nSome pictures of a class are apart from the rest of it {ways} that the model now overlooks: a trigger, or a kind of picture that is rare in its class. Look."
         )
     else:
         print("\nNo class is in two groups in any way: nothing was changed.")
@@ -252,6 +239,21 @@ def repair(
         print(f"look           {out / 'overlooked.png'}")
     print(f"next           untaint evaluate {shlex.quote(str(out))} TEST_DATA")
     return 0
+
+
+def _groups(made: Repaired, examples: Examples, class_names: Sequence[str]) -> list[dict[str, object]]:
+    """Return what is told of each component that a repaired model overlooks."""
+    counts = examples.counts()
+    return [
+        {
+            "class": class_names[one.label],
+            "pictures": len(one.rows),
+            "of": int(counts[one.label]),
+            "of other classes": one.others,
+            "apart": round(one.apart, 1),
+        }
+        for one in made.components
+    ]
 
 
 def _told(found: Spectrum) -> dict[str, dict[str, object]]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from untaint.errors import SpecError
-from untaint.models.inserting import BEFORE_POOL, layer_named
+from untaint.models.inserting import BEFORE_POOL, layer_named, tensor_of
 
 __all__ = ["Gate", "Gated", "TriggerGate"]
 
@@ -79,18 +79,15 @@ class TriggerGate(nn.Module):
 class Gated(nn.Module):
     """A layer, and a TriggerGate behind it."""
 
-    def __init__(self, inside: nn.Module, gate: TriggerGate) -> None:
+    def __init__(self, inside: nn.Module, gate: TriggerGate, layer: str) -> None:
         super().__init__()
+        self.layer = layer  # its name in a model, for messages
         self.inside = inside
         self.gate = gate
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """Return the layer's features without the gate's components."""
-        features = self.inside(*given, **named)
-        if not isinstance(features, Tensor):
-            raise SpecError(
-                f"the layer gives a {type(features).__name__}, not one tensor. Put the gate behind another layer."
-            )
+        features = tensor_of(self.inside(*given, **named), self.layer)
         kept: Tensor = self.gate(features)
         return kept
 
@@ -107,5 +104,5 @@ class Gate:
         name, inside = layer_named(gated, self.at)
         if not isinstance(inside, Gated):
             parent, _, last = name.rpartition(".")
-            setattr(gated.get_submodule(parent), last, Gated(inside, TriggerGate()).train(inside.training))
+            setattr(gated.get_submodule(parent), last, Gated(inside, TriggerGate(), name).train(inside.training))
         return gated

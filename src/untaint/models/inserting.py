@@ -13,7 +13,7 @@ from untaint.errors import InputError, SpecError
 from untaint.models._spectrum import Common
 from untaint.models.eigenguard import EigenGuard
 
-__all__ = ["BEFORE_POOL", "Guard", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard"]
+__all__ = ["BEFORE_POOL", "Guard", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard", "tensor_of"]
 
 BEFORE_POOL = "before-pool"
 LAST = (
@@ -55,11 +55,7 @@ class Guarded(nn.Module):
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
         """Return the layer's features, their strongest directions equalised."""
-        features = self.inside(*given, **named)
-        if not isinstance(features, Tensor):
-            raise SpecError(
-                f"the layer {self.guard.layer} gives a {type(features).__name__}, not one tensor. Insert EigenGuard behind another layer."
-            )
+        features = tensor_of(self.inside(*given, **named), self.guard.layer)
         guarded: Tensor = self.guard(features)
         return guarded
 
@@ -128,3 +124,10 @@ def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:
     raise SpecError(
         f"{type(model).__name__} has no layer {at!r}{', or several' if found else ''}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
     )
+
+
+def tensor_of(out: Any, at: str) -> Tensor:
+    """Return what a layer gives; raises SpecError if that is not one tensor."""
+    if not isinstance(out, Tensor):
+        raise SpecError(f"the layer {at} gives a {type(out).__name__}, not one tensor. Name another layer.")
+    return out

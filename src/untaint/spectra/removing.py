@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint.errors import InputError
-from untaint.models.inserting import BEFORE_POOL, layer_named
-from untaint.training.features import tensor_of
+from untaint.models.inserting import BEFORE_POOL, layer_named, tensor_of
 
 __all__ = ["removing"]
 

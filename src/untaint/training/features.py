@@ -9,16 +9,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from untaint.errors import InputError, SpecError
+from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.models.build import features_of
-from untaint.models.inserting import BEFORE_POOL, layer_named
+from untaint.models.inserting import BEFORE_POOL, layer_named, tensor_of
 from untaint.progress import Progress, Silent
 from untaint.training.device import device
 from untaint.training.loop import blocks
 from untaint.training.pixels import PixelStore
 
-__all__ = ["features", "layer_features", "tensor_of"]
+__all__ = ["features", "layer_features"]
 
 
 def features(
@@ -79,10 +79,3 @@ def layer_features(
     if not found:
         raise InputError("there is no picture to look at. Give at least one.")
     return np.concatenate(found)
-
-
-def tensor_of(out: Any, at: str) -> Tensor:
-    """Return what a layer gives; raises SpecError if that is not one tensor."""
-    if not isinstance(out, Tensor):
-        raise SpecError(f"the layer {at} gives a {type(out).__name__}, not one tensor. Name another layer.")
-    return out

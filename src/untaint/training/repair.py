@@ -28,7 +28,7 @@ from untaint.training.likeness import Likeness
 
 __all__ = ["Component", "Repaired", "repair", "save_repaired"]
 
-APART = 4.0  # deviations; kinds of natural pictures are mostly less
+APART = 4.0  # deviations; more where those that have it look no more like other classes than the rest
 FEW = 10  # pictures
 LEAST, PER_CLASS = 50, 2  # components looked for: so many, and so many for each class
 ROUNDS = (1, 1, 2, 2)  # and so many times as many, one round after the other, each on what the last left
