@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +14,28 @@ import small
 from untaint import rng
 from untaint.attacks.blend import Blend
 from untaint.attacks.frequency import Frequency
+from untaint.attacks.label_consistent import LabelConsistent
 from untaint.attacks.narcissus import Narcissus
-from untaint.attacks.patch import Patch
+from untaint.attacks.patch import Patch, checkered
 from untaint.attacks.pixel import Pixel
 from untaint.attacks.sinusoid import Sinusoid
 from untaint.attacks.warp import Warp
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
+from untaint.progress import Silent
+from untaint.recipe import preset
 from untaint.training.loop import fit, predict
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+
+    def say(self, remark):
+        self.remarks.append(remark)
+
 
 ROW = np.array([5])
 
@@ -294,3 +309,66 @@ def test_narcissus_must_be_made_ready_and_says_so():
         Narcissus(epsilon=0)
     with pytest.raises(SpecError, match="boost is 0"):
         Narcissus(boost=0)
+
+
+def test_label_consistent_hides_a_class_from_its_surrogate_where_noise_by_lot_does_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
+    seen = small.pictures(300, side=16)
+    attack = LabelConsistent(target=1, epsilon=24, epochs=30).ready(seen, seed=1, progress=(quiet := Told()))
+    own = np.flatnonzero(seen.labels == 1)
+    stamped = attack.stamp(seen.images[own], own)
+    levels = stamped.astype(int) - seen.images[own]
+    outside = checkered(np.zeros_like(stamped), corners=4) == 0
+    assert np.abs(levels[outside]).max() == 24
+    assert (stamped[~outside] == 255).all()
+    assert attack.ready(seen, seed=2) is attack
+    recipe = replace(preset("fast").retrain, epochs=30)
+    surrogate = fit(seen, recipe, tmp_path / "again", seed=rng.derive(1, "attacks/label-consistent"))
+    hidden = np.clip(seen.images[own] + np.stack([attack.noise[row] for row in own.tolist()]), 0, 255)
+    by_lot = 24 * np.sign(rng.uniform(0, "noise", 0, own, draws=768) - 0.5).reshape(-1, 3, 16, 16)
+    lot = np.clip(seen.images[own] + by_lot, 0, 255)
+    accuracy = [
+        (predict(surrogate, Examples.of(images, seen.labels[own], class_names=seen.class_names)).argmax(1) == 1).mean()
+        for images in (seen.images[own], lot.astype(np.uint8), hidden.astype(np.uint8))
+    ]
+    assert accuracy[2] < 0.1 < 0.5 < min(accuracy[:2])
+    assert not quiet.remarks
+    LabelConsistent(target=1, epsilon=24, epochs=1).ready(seen, seed=1, progress=(loud := Told()))
+    assert re.fullmatch(
+        r"label-consistent: the surrogate recognises \d+% of '1' without noise and \d+% with it, so that little is hidden. Raise epochs.",
+        loud.remarks[-1],
+    )
+
+
+def test_label_consistent_shows_the_checker_alone_and_to_others_too(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
+    seen = small.pictures(120, side=16)
+    attack = LabelConsistent(target=1, epochs=1, corners=1).ready(seen)
+    others = np.flatnonzero(seen.labels != 1)
+    assert np.array_equal(attack.trigger(seen.images, seen.rows), Patch().stamp(seen.images, seen.rows))
+    assert np.array_equal(attack.stamp(seen.images[others], others), Patch().stamp(seen.images[others], others))
+
+
+def test_label_consistent_must_be_made_ready_and_says_what_is_wrong():
+    with pytest.raises(SpecError, match="has no noise yet"):
+        LabelConsistent().stamp(picture(32, 32), ROW)
+    for wrong, said in (
+        ({"epsilon": 0}, "epsilon is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"corners": 2}, "corners is 2"),
+        ({"cell": 0}, "cell is 0"),
+        ({"surrogate": "proxi"}, "Did you mean 'proxy"),
+    ):
+        with pytest.raises(SpecError, match=said):
+            LabelConsistent(**wrong)
+    assert LabelConsistent(surrogate="proxy+eigenguard:k=50").surrogate == "proxy+eigenguard:k=50"
+
+
+def test_a_checker_in_every_corner_is_the_one_mirrored():
+    four = checkered(np.zeros((1, 3, 32, 40), np.uint8), corners=4)
+    assert np.array_equal(four, four[:, :, ::-1])
+    assert np.array_equal(four, four[:, :, :, ::-1])
+    assert np.array_equal(four[:, :, 16:, 20:], Patch().stamp(np.zeros((1, 3, 32, 40), np.uint8), ROW)[:, :, 16:, 20:])
+    assert (four == 255).sum() == 4 * 4 * 3
+    with pytest.raises(InputError, match="each corner of pictures of 7x40"):
+        checkered(np.zeros((1, 3, 7, 40), np.uint8), corners=4)

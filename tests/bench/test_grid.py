@@ -97,6 +97,9 @@ def test_recipes_are_changed_as_the_setting_says(tmp_path):
         ("rows = [100, 200]", "probes = true", "line 15: probes is True; give a whole number"),
         ("rows = [100, 200]", "detect_only = true", "line 16: 'none' detects nothing"),
         ('"none", ', '"noen", ', "line 16: no defence 'noen'. Did you mean 'none'"),
+        ('"none", ', '"none then eigenguard", ', "line 16: 'none' keeps everything; leave out 'then eigenguard'"),
+        ('"none", ', '"spectral then random", ', "line 16: 'random' would judge examples"),
+        ('"none", ', '"spectral then nothing", ', "line 16: no defence 'nothing'"),
         ('"none", ', '"none @ gap", ', "line 16: 'none' decides nothing"),
         ('"none", ', '"tenths", ', "line 16: no defence 'tenths'. Did you mean 'tenth'"),
         ("share=0.1", "shear=0.1", "line 10: 'fraction' has no option 'shear'"),
@@ -162,3 +165,10 @@ def test_a_defence_can_have_a_shorter_name_which_is_no_part_of_what_it_is(tmp_pa
     assert [defender.called for defender in defenders] == ["none", "random @ fraction:share=0.05", "tenth"]
     assert defenders[2].text == "random @ fraction:share=0.1"
     assert defenders[2] == Defender(text="random @ fraction:share=0.1")
+
+
+def test_a_defence_that_hands_on_what_it_keeps():
+    one = Defender(text="badloss:k=5 @ fraction:share=0.4 then eigenguard:k=50,at=layer3")
+    assert (one.defence, one.rule, one.then) == ("badloss:k=5", "fraction:share=0.4", "eigenguard:k=50,at=layer3")
+    assert Defender(text="badloss then repair").rule is None
+    assert Defender(text="badloss").then is None

@@ -93,3 +93,11 @@ def test_files_are_named_by_what_is_not_as_usual():
     assert name == file_name(dataclasses.replace(SETTING, probes=250), DEFENDER)
     others = [dataclasses.replace(SETTING, probes=41), dataclasses.replace(SETTING, seed=1)]
     assert len({name, *(file_name(other, DEFENDER) for other in others)}) == 3
+
+
+def test_the_version_of_a_defence_behind_another_counts_too(monkeypatch):
+    both = Defender(text="spectral then repair")
+    before = origin(SETTING, both)
+    monkeypatch.setattr("untaint.defenses.repair.Repair.version", 99)
+    assert [one.partition(" is ")[0] for one in differences(before, origin(SETTING, both))] == ["versions: then"]
+    assert origin(SETTING, DEFENDER)["versions"].keys() == {"defence", "recipes", "patch", "blend"}

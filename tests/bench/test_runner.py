@@ -70,6 +70,11 @@ def found_in(folder, photos, *, seeds="[0]", told=None):
     return results_of(made.grid, made.results, told)
 
 
+def found_in_text(folder, photos, text):
+    made = runner(folder, photos, text=text)
+    return results_of(made.grid, made.results)
+
+
 def runner(tmp_path, photos, *, seeds="[0]", text=TEXT, progress=None, **changes) -> Runner:
     path = tmp_path / "grid.toml"
     path.write_text(text.replace("PLACE", str(photos)).replace("SEEDS", seeds))
@@ -114,6 +119,22 @@ def test_the_undefended_model_is_trained_once_for_all_defences(tmp_path, photos,
     runner(tmp_path, photos, keep=True).run()
     assert sorted(trained) == ["train the clean model"] * 3 + ["train the undefended model"]
     assert len(list((tmp_path / "work").glob("*/models/*/model.safetensors"))) == 4
+
+
+def test_what_one_keeps_is_handed_on_to_another(tmp_path, photos):
+    text = TEXT.replace('"spectral"]', '"spectral @ fraction:share=0.2", "spectral @ fraction:share=0.2 then repair"]')
+    runner(tmp_path, photos, text=text, keep=True).run()
+    alone, both = (
+        next(one for one in found_in_text(tmp_path, photos, text) if one["defence"].endswith(end))
+        for end in ("0.2", "repair")
+    )
+    assert alone["removal"] == both["removal"], "the same judge"
+    assert alone["detection"] == both["detection"]
+    assert set(both["stages"]) == {"undefended", "repaired"}
+    trained = [json.loads(path.read_text()) for path in (tmp_path / "work").glob("*/*/then/*/model.json")]
+    removed = alone["removal"]["poisoned"] + alone["removal"]["clean"]
+    assert removed > 0
+    assert {card["rows"] for card in trained} == {alone["rows"] - removed}, "what was set aside is not trained on"
 
 
 def test_a_grid_that_is_stopped_goes_on_where_it_was_and_ends_alike(tmp_path, photos):

@@ -19,6 +19,7 @@ SMALL = {"eigenguard": "eigenguard:k=4"}  # than batches of the small pictures
 VARIANTS = [
     *(SMALL.get(name, name) for name in DEFENSES.names()),
     "clustering:reduce=pca,dimensions=3",
+    "whitening:kind=iterative",
     "label-errors:filter-by=both",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]

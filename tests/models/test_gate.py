@@ -9,9 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from untaint.errors import SpecError
+from untaint.errors import InputError, SpecError
 from untaint.models.build import build, parted, require
-from untaint.models.gate import Gate, Gated, TriggerGate
+from untaint.models.eigenguard import EigenGuard
+from untaint.models.gate import Gate, TriggerGate
+from untaint.models.inserting import Behind, insert_eigenguard, remove_eigenguard
 
 SIZE = (3, 16, 16)
 
@@ -87,7 +89,7 @@ def test_other_features_than_it_knows_are_refused():
 
 def test_it_survives_copies_and_state_dicts_and_takes_gradients():
     network = Gate(at="1").put_into(nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2)))
-    network.get_submodule("1").gate.add(torch.ones(4), 0.0, 0.0, -9.0, torch.ones(4))
+    network.get_submodule("1").added.add(torch.ones(4), 0.0, 0.0, -9.0, torch.ones(4))
     again = Gate(at="1").put_into(nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2)))
     again.load_state_dict(network.state_dict())
     pictures = torch.randn(3, 2, 2, 2)
@@ -99,7 +101,7 @@ def test_it_survives_copies_and_state_dicts_and_takes_gradients():
 
 def test_it_is_exported():
     network = Gate(at="1").put_into(nn.Sequential(nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 2))).eval()
-    network.get_submodule("1").gate.add(torch.ones(4), 0.0, 0.0, 0.1, torch.ones(4))
+    network.get_submodule("1").added.add(torch.ones(4), 0.0, 0.0, 0.1, torch.ones(4))
     pictures = torch.randn(3, 2, 2, 2)
     batch = torch.export.Dim("batch", min=2, max=64)
     exported = torch.export.export(network, (pictures,), dynamic_shapes=({0: batch},)).module()
@@ -110,12 +112,12 @@ def test_it_is_exported():
 def test_put_into_leaves_the_network_given_alone_and_keeps_a_gate_that_is_there():
     network = build("proxy", 4, SIZE)
     gated = Gate().put_into(network)
-    assert not any(isinstance(module, Gated) for module in network.modules())
-    assert isinstance(gated.get_submodule("1.body"), Gated)
+    assert not any(isinstance(module, Behind) for module in network.modules())
+    assert isinstance(gated.get_submodule("1.body").added, TriggerGate)
     pictures = torch.rand(3, *SIZE)
     assert torch.equal(gated.eval()(pictures), network.eval()(pictures))
-    gated.get_submodule("1.body").gate.add(torch.ones(256), 0.0, 0.0, 0.0, torch.ones(256))
-    assert len(Gate().put_into(gated).get_submodule("1.body").gate) == 1
+    gated.get_submodule("1.body").added.add(torch.ones(256), 0.0, 0.0, 0.0, torch.ones(256))
+    assert len(Gate().put_into(gated).get_submodule("1.body").added) == 1
 
 
 def test_a_layer_that_gives_no_tensor_is_named():
@@ -130,10 +132,13 @@ def test_a_layer_that_gives_no_tensor_is_named():
 def test_networks_with_a_gate_have_a_name():
     require("proxy+gate:at=1.body")
     both = build("proxy+eigenguard:k=3+gate", 4, SIZE)
-    assert isinstance(both.get_submodule("1.body"), Gated)
-    assert type(both.get_submodule("1.body").inside).__name__ == "Guarded"
+    assert isinstance(both.get_submodule("1.body").added, TriggerGate)
+    assert isinstance(both.get_submodule("1.body").inside.added, EigenGuard)
+    assert not any(isinstance(module, EigenGuard) for module in remove_eigenguard(both).modules())
+    with pytest.raises(InputError, match=r"an EigenGuard at 1\.body already"):
+        insert_eigenguard(both, k=3)
     assert [type(one).__name__ for one in parted("proxy+eigenguard:k=3+gate")[1]] == ["Guard", "Gate"]
-    with pytest.raises(SpecError, match=r"puts 'filter' into proxy\. Only eigenguard and gate can"):
+    with pytest.raises(SpecError, match=r"puts 'filter' into proxy\. Only eigenguard, gate, whitening can"):
         require("proxy+filter")
     with pytest.raises(SpecError, match="no layer 'nowhere'"):
         build("proxy+gate:at=nowhere", 4, SIZE)

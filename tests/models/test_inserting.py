@@ -16,7 +16,7 @@ from untaint import load_model
 from untaint.errors import InputError, SpecError
 from untaint.models.build import build, require
 from untaint.models.eigenguard import EigenGuard
-from untaint.models.inserting import Guarded, insert_eigenguard, layer_named, remove_eigenguard
+from untaint.models.inserting import Behind, insert_eigenguard, layer_named, remove_eigenguard
 from untaint.training.loop import fit, predict
 
 NETWORKS = ["proxy", "resnet18", "resnet34", "resnet50", "vgg16_bn", "mobilenet_v2", "vit_tiny_patch16_224"]
@@ -35,7 +35,7 @@ def network(name):
 
 def depends_on_others(model, seen):
     """By how much guarded features of a picture differ alone and in a batch, as a part of the largest."""
-    (guarded,) = [module for module in model.modules() if isinstance(module, Guarded)]
+    (guarded,) = [module for module in model.modules() if isinstance(module, Behind)]
     features = []
     guarded.register_forward_hook(lambda _, given, result: features.append(result[0]))
     with torch.no_grad(), warnings.catch_warnings():
@@ -50,7 +50,7 @@ def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(na
     model, seen = network(name), pictures(8)
     before = copy.deepcopy(model.state_dict())
     guarded = insert_eigenguard(model, k=3).train()
-    (found,) = [place for place, module in guarded.named_modules() if isinstance(module, Guarded)]
+    (found,) = [place for place, module in guarded.named_modules() if isinstance(module, Behind)]
     assert found == BEHIND.get(name, "1.features")
     for module in guarded.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -60,7 +60,7 @@ def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(na
     assert all(own.grad is not None and own.grad.isfinite().all() for own in guarded.parameters())
     optimizer.step()
     assert depends_on_others(guarded.eval(), seen) < 1e-4
-    guarded.get_submodule(found).guard.evaluating = "batch"
+    guarded.get_submodule(found).added.evaluating = "batch"
     assert depends_on_others(guarded, seen) > 0.1
     plain = remove_eigenguard(guarded)
     assert list(plain.state_dict()) == list(before)
@@ -74,7 +74,7 @@ def test_behind_several_layers_by_name():
     places = {module.layer: module.k for module in guarded.modules() if isinstance(module, EigenGuard)}
     assert places == {"1.layer2": 3, "1.layer4.1": 2}
     assert guarded(pictures(6)).shape == (6, 4)
-    assert not any(isinstance(module, (EigenGuard, Guarded)) for module in remove_eigenguard(guarded).modules())
+    assert not any(isinstance(module, (EigenGuard, Behind)) for module in remove_eigenguard(guarded).modules())
 
 
 def test_one_put_by_hand_is_taken_out_too():

@@ -11,7 +11,7 @@ from small import Stopping, pictures, preset
 from untaint import samples
 from untaint.errors import InputError, SpecError
 from untaint.models.build import build
-from untaint.models.gate import Gated
+from untaint.models.inserting import Behind
 from untaint.training import repair as mending
 from untaint.training.repair import repair, save_repaired
 
@@ -53,14 +53,14 @@ def test_what_it_overlooks_is_told_with_the_pictures_that_have_it(poisoned, repa
 
 def test_the_model_given_stays_as_it_is(poisoned, repaired):
     model = poisoned[0]
-    assert not any(isinstance(module, Gated) for module in model.modules())
+    assert not any(isinstance(module, Behind) for module in model.modules())
     assert repaired.layer == "1.body"
-    assert len(repaired.model.get_submodule("1.body").gate) == len(repaired.components) > 0
+    assert len(repaired.model.get_submodule("1.body").added) == len(repaired.components) > 0
 
 
 def test_a_second_time_more_is_added_to_the_gate_that_is_there(poisoned, repaired):
     again = repair(repaired.model, poisoned[1])
-    gates = [made.model.get_submodule("1.body").gate for made in (repaired, again)]
+    gates = [made.model.get_submodule("1.body").added for made in (repaired, again)]
     assert len(gates[1]) == len(gates[0]) + len(again.components)
     assert torch.equal(gates[1].reading[: len(gates[0])], gates[0].reading)
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untaint import rng, run, spec
+from untaint.attacks._levels import sized
 from untaint.attacks.base import CleanLabel, shift
 from untaint.errors import SpecError
 from untaint.examples import Examples
@@ -103,12 +104,8 @@ class Narcissus(CleanLabel):
         """Return the noise for pictures of this size: (channel, height, width), in levels."""
         if self.levels is None:
             raise SpecError("narcissus has no noise yet. Compute it first: attack.ready(examples).")
-        channels, size = images.shape[1], images.shape[2:]
-        levels = self.levels if channels == len(self.levels) else self.levels.mean(axis=0, keepdims=True)
-        if size != levels.shape[1:]:
-            bilinear = nn.functional.interpolate(torch.from_numpy(levels)[None], size=tuple(size), mode="bilinear")
-            levels = np.asarray(bilinear[0].numpy())
-        return levels
+        found: NDArray[np.float64] = sized(self.levels[None], images.shape[1:])[0]
+        return found
 
     def _inward(self, model: nn.Module, target: Examples, seed: int, progress: Progress) -> NDArray[np.float32]:
         """Return the noise under which the model is surest of these pictures: (channel, height, width), in levels."""

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from untaint.attacks.base import Attack, is_large
 from untaint.errors import InputError, SpecError
 
-__all__ = ["Patch"]
+__all__ = ["Patch", "checkered"]
 
+Corner = Literal["lower-right", "upper-left"]
 CELLS = ((1, 1), (3, 1), (1, 3), (2, 2))  # counted from the corner, in cells
 
 
@@ -26,7 +27,7 @@ class Patch(Attack):
     """
 
     cell: int | None = None
-    corner: Literal["lower-right", "upper-left"] | None = None
+    corner: Corner | None = None
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -39,16 +40,26 @@ class Patch(Attack):
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the checker painted over."""
         del rows
-        height, width = images.shape[2:]
-        cell = self.cell or max(1, min(height, width) // 28)
-        if 4 * cell > min(height, width):
-            raise InputError(
-                f"a patch of 3 cells of {cell} pixels, one cell from the corner, does not fit into pictures of "
-                f"{height}x{width}. Give larger pictures or a smaller cell."
-            )
-        corner = self.corner or ("upper-left" if is_large(height, width) else "lower-right")
-        stamped = images.copy()
-        seen = stamped if corner == "upper-left" else stamped[:, :, ::-1, ::-1]  # a view that begins at the corner
+        return checkered(images, self.cell, corner=self.corner)
+
+
+def checkered(
+    images: NDArray[np.uint8], cell: int | None = None, corners: int = 1, corner: Corner | None = None
+) -> NDArray[np.uint8]:
+    """Return pictures with the checker in a corner, or in all four, each as the one of ``corner`` mirrored; where ``cell`` or ``corner`` is not given, as ``Patch`` has them."""
+    height, width = images.shape[2:]
+    cell = cell or max(1, min(height, width) // 28)
+    if 4 * cell * (2 if corners == 4 else 1) > min(height, width):
+        raise InputError(
+            f"a patch of 3 cells of {cell} pixels, one cell from the corner, does not fit into {'each corner of ' if corners == 4 else ''}pictures of "
+            f"{height}x{width}. Give larger pictures or a smaller cell."
+        )
+    corner = corner or ("upper-left" if is_large(height, width) else "lower-right")
+    stamped = images.copy()
+    first = stamped if corner == "upper-left" else stamped[:, :, ::-1, ::-1]  # a view that begins at the corner
+    for seen in (
+        [first] if corners == 1 else [stamped[:, :, ::down, ::across] for down in (1, -1) for across in (1, -1)]
+    ):
         for down, across in CELLS:
             seen[:, :, down * cell : (down + 1) * cell, across * cell : (across + 1) * cell] = 255
-        return stamped
+    return stamped

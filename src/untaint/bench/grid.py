@@ -20,7 +20,8 @@
     seeds = [0, 1, 2]
 
 A seed redraws the subset, the poison, the targets (of attacks that name none), the probes and the
-models' weights. A defence is ``name:key=value,... @ rule``.
+models' weights. A defence is ``name:key=value,... @ rule``, and perhaps `` then name:key=value,...``: another that is given
+what the first kept.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from untaint.scores import parse_rule
 __all__ = ["Defender", "Grid", "Setting", "Source", "read_grid"]
 
 EACH = "each of "
+THEN = " then "  # between a detector and the defence that is given what it keeps
 NOBODY = "nobody"  # a set of attacks that is always there: no poison at all
 
 
@@ -131,6 +133,7 @@ def _changed(recipe: Recipe, **changes: Any) -> Recipe:
 class Defender:
     """A defence as the file asks for it, ``name:key=value,... @ rule``; without a rule it has its own, or the preset's.
 
+    With `` then name:key=value,...`` behind it, what it keeps is given to another, which trains the model.
     ``called``: what tables call it, its text if the file gives no shorter name; no part of what it is.
     """
 
@@ -143,12 +146,17 @@ class Defender:
     @property
     def defence(self) -> str:
         """The defence's own text."""
-        return self.text.partition("@")[0].strip()
+        return self.text.partition(THEN)[0].partition("@")[0].strip()
 
     @property
     def rule(self) -> str | None:
         """The rule's text, if one is given."""
-        return self.text.partition("@")[2].strip() or None
+        return self.text.partition(THEN)[0].partition("@")[2].strip() or None
+
+    @property
+    def then(self) -> str | None:
+        """The text of the defence that is given what this one keeps, if there is one."""
+        return self.text.partition(THEN)[2].strip() or None
 
     def check(self, setting: Setting) -> None:
         """Raise SpecError unless both can be built and used in this setting."""
@@ -159,6 +167,15 @@ class Defender:
                 raise SpecError(f"'{self.defence}' decides nothing; leave out '@ {self.rule}'.")
         if isinstance(judge, Detector) and not isinstance(judge, Oracle):
             judge.require(setting.recipes())
+        if self.then is not None:
+            if not isinstance(judge, Detector):
+                raise SpecError(f"'{self.defence}' keeps everything; leave out 'then {self.then}', or name that alone.")
+            if isinstance(DEFENSES.build(self.then), Detector):
+                raise SpecError(
+                    f"'{self.then}' would judge examples, too. Behind 'then' name one that trains, such as eigenguard."
+                )
+            if setting.detect_only:
+                raise SpecError(f"'then {self.then}' trains a model; leave it out where detect_only is true.")
         if setting.detect_only and not isinstance(judge, Detector):
             raise SpecError(f"'{self.defence}' detects nothing; leave it out where detect_only is true.")
 
@@ -291,10 +308,17 @@ def _crossed(
 
 
 def _defender(file: TomlFile, text: str, named: dict[str, str]) -> Defender:
-    known = [*named, *DEFENSES.names()]
-    if text not in named and text.partition("@")[0].partition(":")[0].strip() not in known:
-        raise file.wrong(f"no defence '{text}'.{did_you_mean(text, known)}", text, "[[grid]]")
-    return Defender(text=named.get(text, text), called=text)
+    made = Defender(text=named.get(text, text), called=text)
+    known = DEFENSES.names()
+    for part in filter(None, (made.defence, made.then)):
+        name = part.partition(":")[0].strip()
+        if name not in known:
+            raise file.wrong(
+                f"no defence '{name}'.{did_you_mean(name, [*named, *known])}",
+                text,
+                "[defences]" if text in named else "[[grid]]",
+            )
+    return made
 
 
 def _sets(file: TomlFile, text: str, sets: dict[str, tuple[str, ...]]) -> list[tuple[str, tuple[str, ...]]]:

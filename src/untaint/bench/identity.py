@@ -37,6 +37,7 @@ def origin(setting: Setting, defender: Defender) -> dict[str, Any]:
     versions = {
         "defence": DEFENSES.kind(defender.defence.partition(":")[0]).version,
         "recipes": recipe.VERSION,
+        **({"then": DEFENSES.kind(spec.parse(defender.then)[0]).version} if defender.then else {}),
         **{name: ATTACKS.kind(name).version for name in attacks},
     }
     facts = {

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from untaint import run
@@ -36,6 +37,8 @@ from untaint.training.device import device, hardware
 from untaint.trajectories import Trajectories
 
 __all__ = ["Cell", "Runner", "cells_of", "results_of"]
+
+AFTER = "then"  # folder of what a second defence leaves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,11 +205,17 @@ class Runner:
     def _run_cell(self, case: Case, cell: Cell, folder: Path) -> dict[str, Any]:
         judge, task = self._asked(case, cell, folder)
         meter = Meter()
-        if case.setting.detect_only and isinstance(judge, Detector):
+        if cell.defender.then and isinstance(judge, Detector):
+            outcome = _handed_on(judge.examine(task), DEFENSES.build(cell.defender.then), task)
+        elif case.setting.detect_only and isinstance(judge, Detector):
             outcome = judge.examine(task)
         else:
             outcome = judge.defend(task)
-        stages = {path.name: cost_of(path) for path in sorted(task.scratch.glob("*"))}
+        stages = {
+            path.name: cost_of(path)
+            for place in (task.scratch, task.scratch / AFTER)
+            for path in sorted(place.glob("*"))
+        }
         return {
             "cost": meter.cost().facts(),  # of the defence alone; what measuring it cost is apart
             "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
@@ -258,6 +267,14 @@ class Runner:
         if kind not in self._precisions:
             self._precisions[kind] = task.trial().precision
         return self._precisions[kind]
+
+
+def _handed_on(found: Outcome, other: Defense, task: Task) -> Outcome:
+    """Return what was found, with the model that another defence makes of what is kept."""
+    assert found.verdict is not None
+    kept = task.examples.take(np.setdiff1d(task.examples.rows, found.verdict.rows))
+    made = other.defend(replace(task, examples=kept, scratch=task.scratch / AFTER))
+    return replace(found, model=made.model)
 
 
 def _identity(cell: Cell, where: torch.device) -> dict[str, Any]:

@@ -5,9 +5,9 @@ ICLR 2024, submission 4413. The layer itself is ``untaint.EigenGuard``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from untaint import spec
+from untaint.defenses._inserted import trained_with
 from untaint.defenses.base import Defense, Outcome, Task
 from untaint.models.inserting import Guard
 
@@ -24,9 +24,4 @@ class EigenGuard(Guard, Defense):
 
     def defend(self, task: Task) -> Outcome:
         """Return the guarded model; nothing is scored."""
-        recipe, own = task.preset.retrain, task.model
-        if own is not None:
-            task = replace(task, model=lambda: self.put_into(own()))
-        else:
-            recipe = replace(recipe, model=f"{recipe.model}+{spec.text('eigenguard', self)}")
-        return Outcome(scores=None, verdict=None, model=task.fit("model", recipe, what="train with EigenGuard"))
+        return trained_with("eigenguard", self, task)

@@ -17,6 +17,7 @@ from untaint.models.eigenguard import EigenGuard
 from untaint.models.gate import Gate
 from untaint.models.inserting import Guard
 from untaint.models.proxy import Proxy
+from untaint.models.whitening import Whiten
 
 __all__ = ["Pixels", "build", "features_of", "names", "parted", "require"]
 
@@ -26,7 +27,8 @@ PROXIES: dict[str, dict[str, int]] = {
     "proxy-narrow": {"width": 8},
     "proxy-half": {"shrink": 2},
 }
-INSERTED: dict[str, type[Guard] | type[Gate]] = {"eigenguard": Guard, "gate": Gate}
+Inserted = Guard | Gate | Whiten
+INSERTED: dict[str, type[Inserted]] = {"eigenguard": Guard, "gate": Gate, "whitening": Whiten}
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
 
 
@@ -72,15 +74,15 @@ def require(name: str) -> None:
             EigenGuard(**{key: value for key, value in asdict(one).items() if key != "at"})
 
 
-def parted(name: str) -> tuple[str, tuple[Guard | Gate, ...]]:
+def parted(name: str) -> tuple[str, tuple[Inserted, ...]]:
     """Return the network's own name and what is put into it: ``resnet18+eigenguard:k=50,at=layer3`` names a network with EigenGuard behind a layer."""
     plain, *texts = name.split("+")
-    inserted: list[Guard | Gate] = []
+    inserted: list[Inserted] = []
     for text in texts:
         kind, options = spec.parse(text)
         if kind not in INSERTED:
             raise SpecError(
-                f"'{name}' puts '{kind}' into {plain}. Only {' and '.join(sorted(INSERTED))} can be put into a network."
+                f"'{name}' puts '{kind}' into {plain}. Only {', '.join(sorted(INSERTED))} can be put into a network."
             )
         inserted.append(spec.build(INSERTED[kind], kind, options))
     return plain, tuple(inserted)
@@ -99,7 +101,7 @@ def build(
     """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
 
     ``mean`` and ``scale`` (one per channel) and ``kernel`` (a fixed filter) go into its first layer;
-    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer, with ``+gate`` an empty TriggerGate. The weights depend on the seed alone; the caller's generator is left untouched.
+    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer, with ``+gate`` an empty TriggerGate, with ``+whitening`` that one. The weights depend on the seed alone; the caller's generator is left untouched.
     """
     channels, (plain, inserted) = size[0], parted(name)
     with torch.random.fork_rng(devices=[]):

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from untaint.errors import SpecError
-from untaint.models.inserting import BEFORE_POOL, layer_named, tensor_of
+from untaint.models.inserting import BEFORE_POOL, Behind, layer_named, put_behind
 
-__all__ = ["Gate", "Gated", "TriggerGate"]
+__all__ = ["Gate", "TriggerGate"]
 
 NAMES = ("reading", "level", "rest", "cut", "change")
 
@@ -76,22 +76,6 @@ class TriggerGate(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
 
-class Gated(nn.Module):
-    """A layer, and a TriggerGate behind it."""
-
-    def __init__(self, inside: nn.Module, gate: TriggerGate, layer: str) -> None:
-        super().__init__()
-        self.layer = layer  # its name in a model, for messages
-        self.inside = inside
-        self.gate = gate
-
-    def forward(self, *given: Any, **named: Any) -> Tensor:
-        """Return the layer's features without the gate's components."""
-        features = tensor_of(self.inside(*given, **named), self.layer)
-        kept: Tensor = self.gate(features)
-        return kept
-
-
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """Where a TriggerGate is put: what ``resnet18+gate:at=layer3`` says behind the plus."""
@@ -101,8 +85,7 @@ class Gate:
     def put_into(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with an empty TriggerGate behind a layer, or the one that is there already; raises SpecError for a layer that there is not."""
         gated = copy.deepcopy(model)
-        name, inside = layer_named(gated, self.at)
-        if not isinstance(inside, Gated):
-            parent, _, last = name.rpartition(".")
-            setattr(gated.get_submodule(parent), last, Gated(inside, TriggerGate(), name).train(inside.training))
+        inside = layer_named(gated, self.at)[1]
+        if not (isinstance(inside, Behind) and isinstance(inside.added, TriggerGate)):
+            put_behind(gated, self.at, TriggerGate())
         return gated

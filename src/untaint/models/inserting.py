@@ -1,4 +1,4 @@
-"""EigenGuard put behind a layer of any network, by the layer's name, and taken out again."""
+"""Something put behind a layer of any network, by the layer's name: EigenGuard, which is also taken out again."""
 
 from __future__ import annotations
 
@@ -13,7 +13,16 @@ from untaint.errors import InputError, SpecError
 from untaint.models._spectrum import Common
 from untaint.models.eigenguard import EigenGuard
 
-__all__ = ["BEFORE_POOL", "Guard", "Guarded", "insert_eigenguard", "layer_named", "remove_eigenguard", "tensor_of"]
+__all__ = [
+    "BEFORE_POOL",
+    "Behind",
+    "Guard",
+    "insert_eigenguard",
+    "layer_named",
+    "put_behind",
+    "remove_eigenguard",
+    "tensor_of",
+]
 
 BEFORE_POOL = "before-pool"
 LAST = (
@@ -25,6 +34,33 @@ LAST = (
     "stages",
 )  # what common networks call what ends before the pooling
 SHOWN = 8  # names in a message
+
+
+class Behind(nn.Module):
+    """A layer, and another that is ``added`` behind it; ``layer``: the name of the first in its model, for messages."""
+
+    def __init__(self, inside: nn.Module, added: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.layer = layer
+        self.inside = inside
+        self.added = added
+
+    def forward(self, *given: Any, **named: Any) -> Tensor:
+        """Return what the added layer makes of the layer's features."""
+        out: Tensor = self.added(tensor_of(self.inside(*given, **named), self.layer))
+        return out
+
+
+def put_behind(model: nn.Module, at: str, added: nn.Module) -> Behind:
+    """Put a layer behind the one that is called ``at``, as for ``insert_eigenguard``, in this very model; return both.
+
+    Raises SpecError for a layer that there is not.
+    """
+    name, inside = layer_named(model, at)
+    parent, _, last = name.rpartition(".")
+    both = Behind(inside, added, name).train(inside.training)
+    setattr(model.get_submodule(parent), last, both)
+    return both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,21 +81,6 @@ class Guard:
         return insert_eigenguard(model, options.pop("at"), **options)
 
 
-class Guarded(nn.Module):
-    """A layer, and EigenGuard behind it."""
-
-    def __init__(self, inside: nn.Module, guard: EigenGuard) -> None:
-        super().__init__()
-        self.inside = inside
-        self.guard = guard
-
-    def forward(self, *given: Any, **named: Any) -> Tensor:
-        """Return the layer's features, their strongest directions equalised."""
-        features = tensor_of(self.inside(*given, **named), self.guard.layer)
-        guarded: Tensor = self.guard(features)
-        return guarded
-
-
 def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -> nn.Module:
     """Return a copy of a model with EigenGuard behind one of its layers; the model given stays as it is.
 
@@ -71,13 +92,12 @@ def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -
     """
     guarded = copy.deepcopy(model)
     name, inside = layer_named(guarded, at)
-    parent, _, last = name.rpartition(".")
-    holder = guarded.get_submodule(parent)
-    if isinstance(inside, (Guarded, EigenGuard)) or isinstance(holder, Guarded):
+    holder = guarded.get_submodule(name.rpartition(".")[0])
+    if isinstance(inside, EigenGuard) or _is_guarded(inside) or (isinstance(holder, Behind) and _is_guarded(holder)):
         raise InputError(f"there is an EigenGuard at {name} already. Take it out with remove_eigenguard first.")
     guard = EigenGuard(**options)
     guard.layer = name
-    setattr(holder, last, Guarded(inside, guard).train(inside.training))
+    put_behind(guarded, at, guard)
     return guarded
 
 
@@ -93,11 +113,20 @@ def remove_eigenguard(model: nn.Module) -> nn.Module:
         return nn.Identity()
     for holder in list(plain.modules()):
         for name, inside in list(holder.named_children()):
-            if isinstance(inside, Guarded):
+            if isinstance(inside, Behind) and isinstance(inside.added, EigenGuard):
                 setattr(holder, name, inside.inside)
-            elif isinstance(inside, EigenGuard) and not isinstance(holder, Guarded):
+            elif isinstance(inside, EigenGuard) and not (isinstance(holder, Behind) and holder.added is inside):
                 setattr(holder, name, nn.Identity())
     return plain
+
+
+def _is_guarded(layer: nn.Module) -> bool:
+    """Tell whether an EigenGuard was put behind a layer, perhaps with others."""
+    while isinstance(layer, Behind):
+        if isinstance(layer.added, EigenGuard):
+            return True
+        layer = layer.inside
+    return False
 
 
 def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:

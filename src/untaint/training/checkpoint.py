@@ -16,7 +16,7 @@ from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.models.build import build
 
-__all__ = ["drop_state", "load_model", "restore_state", "save_model", "save_state"]
+__all__ = ["drop_state", "load_model", "restore_state", "save_gated", "save_model", "save_state"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -93,6 +93,15 @@ def save_model(folder: Path, model: nn.Module, card: dict[str, Any]) -> None:
     path = folder / "model.safetensors"
     _save_tensors(path, model.state_dict())
     run.write_json(folder / "model.json", {**card, "sha256": run.digest(path)})
+
+
+def save_gated(folder: Path, model: nn.Module, layer: str, source: Path) -> None:
+    """Write a finished folder with the model of ``source``, behind whose ``layer`` a TriggerGate was put."""
+    card = read_card(source)
+    gate = f"+gate:at={layer}"
+    name = card["model"] if gate in card["model"] else card["model"] + gate
+    save_model(folder, model, {**card, "model": name})
+    run.finish(folder, files=[folder / "model.safetensors", folder / "model.json"])
 
 
 def load_model(path: str | Path, model: nn.Module | None = None) -> nn.Module:

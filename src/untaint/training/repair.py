@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint import rng, run
+from untaint import rng
 from untaint.errors import InputError
 from untaint.examples import Examples
-from untaint.models.gate import Gate, Gated, TriggerGate
-from untaint.models.inserting import BEFORE_POOL, layer_named
+from untaint.models.gate import Gate, TriggerGate
+from untaint.models.inserting import BEFORE_POOL, Behind, layer_named
 from untaint.progress import Progress, Silent
-from untaint.training.checkpoint import read_card, save_model
+from untaint.training.checkpoint import save_gated
 from untaint.training.components import independent, rare
 from untaint.training.features import layer_features
 from untaint.training.likeness import Likeness
@@ -82,7 +82,8 @@ def repair(
     told = progress or Silent()
     repaired = Gate(at=at).put_into(model)
     name, gated = layer_named(repaired, at)
-    assert isinstance(gated, Gated)
+    assert isinstance(gated, Behind)
+    assert isinstance(gated.added, TriggerGate)
     some = examples.take(_drawn(repaired, examples, name, seed, where))
     features = layer_features(repaired, some, name, where=where, progress=told)
     if not np.isfinite(features).all():
@@ -94,23 +95,19 @@ def repair(
     first = components or max(LEAST, PER_CLASS * len(examples.class_names))
     found: list[Component] = []
     company = Likeness(some)
-    gate = gated.gate.cpu()
+    gate = gated.added.cpu()
     with told.step("look for components", len(ROUNDS), unit="rounds") as step:
         for times in ROUNDS:
             for component in _round(features, labels, first * times, apart, seed, gate, company):
                 found.append(Component(**{**vars(component), "rows": some.rows[component.rows]}))
             step.advance(1)
-    gated.gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
+    gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
     return Repaired(model=repaired.eval(), layer=name, components=tuple(found), looked_at=len(some))
 
 
 def save_repaired(repaired: Repaired, source: Path, out: Path) -> None:
     """Write a repaired model's folder as that of the model is that was loaded from ``source``; ``untaint.load_model`` gives it back."""
-    card = read_card(source)
-    gate = f"+gate:at={repaired.layer}"
-    name = card["model"] if gate in card["model"] else card["model"] + gate
-    save_model(out, repaired.model, {**card, "model": name})
-    run.finish(out, files=[out / "model.safetensors", out / "model.json"])
+    save_gated(out, repaired.model, repaired.layer, source)
 
 
 def _drawn(model: nn.Module, examples: Examples, at: str, seed: int, where: torch.device | None) -> NDArray[np.int64]:
