@@ -12,6 +12,7 @@ from _words import (
     minutes_of,
     on_choices,
     on_costs,
+    on_guards,
     on_models,
     on_probes,
     on_repairs,
@@ -44,6 +45,7 @@ WORDS = {
     "adaptive": on_models,
     "robustness": on_studies,
     "repair": on_repairs,
+    "eigenguard": on_guards,
 }
 DETECTED = [
     "AUROC",

@@ -40,6 +40,16 @@ def test_a_trigger_is_overlooked_and_nothing_else_is(poisoned, repaired):
     assert abs(ut.accuracy(repaired.model, test) - ut.accuracy(model, test)) < 0.02
 
 
+def test_components_by_lot_are_a_control(poisoned, repaired):
+    model, dirty, _, _, triggered, _ = poisoned
+    lot = repair(model, dirty, by_lot=True)
+    assert len(lot.components) > 0
+    assert (lot.components[0].label, len(lot.components[0].rows)) == (0, len(repaired.components[0].rows))
+    assert ut.accuracy(lot.model, triggered) > ut.accuracy(repaired.model, triggered) + 0.3
+    again = repair(model, dirty, by_lot=True)
+    assert np.array_equal(again.components[0].rows, lot.components[0].rows)
+
+
 def test_what_it_overlooks_is_told_with_the_pictures_that_have_it(poisoned, repaired):
     _, dirty, ledger, _, _, _ = poisoned
     only = max(repaired.components, key=lambda one: one.apart)

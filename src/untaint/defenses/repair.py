@@ -21,7 +21,7 @@ class Repair(Defense):
     """The undefended model, with a gate that takes out what parts a class in two; nothing is set aside, and nothing trained again.
 
     ``at``: the layer behind which the gate is. ``apart``: from how many deviations on pictures of a class count as two groups. ``components``: how many
-    independent ones are looked for at first; 0: two for each class, and 50 at least.
+    independent ones are looked for at first; 0: two for each class, and 50 at least. ``by_lot``: a control, in which as many are drawn by lot.
     """
 
     version = 2
@@ -29,6 +29,7 @@ class Repair(Defense):
     at: str = BEFORE_POOL
     apart: float = repair.APART
     components: int = 0
+    by_lot: bool = False
 
     def defend(self, task: Task) -> Outcome:
         """Return the repaired model; nothing is scored."""
@@ -41,6 +42,7 @@ class Repair(Defense):
                 self.at,
                 apart=self.apart,
                 components=self.components or None,
+                by_lot=self.by_lot,
                 seed=task.seed,
                 where=task.where,
                 progress=task.progress,

@@ -22,7 +22,7 @@ from untaint.models.gate import Gate, TriggerGate
 from untaint.models.inserting import BEFORE_POOL, Behind, layer_named
 from untaint.progress import Progress, Silent
 from untaint.training.checkpoint import save_gated
-from untaint.training.components import independent, rare
+from untaint.training.components import Rare, independent, rare
 from untaint.training.features import layer_features
 from untaint.training.likeness import Likeness
 
@@ -62,6 +62,7 @@ def repair(
     *,
     apart: float = APART,
     components: int | None = None,
+    by_lot: bool = False,
     seed: int = 0,
     where: torch.device | None = None,
     progress: Progress | None = None,
@@ -71,7 +72,7 @@ def repair(
     ``model``: any network that takes float pictures (batch, channels, height, width) in [0, 1]. ``examples``: what it was trained on, with
     its labels. ``at``: the layer behind which is looked, as for ``insert_eigenguard``. ``apart``: from how many deviations on the pictures of a class
     count as two groups. ``components``: how many are looked for at first; two for each class, and 50 at least, if not given. Of very many
-    pictures, some are drawn by the seed.
+    pictures, some are drawn by the seed. ``by_lot``: a control, in which as many components are drawn by the seed instead, each taken out of as many pictures of the same class.
 
     Raises SpecError for a layer that there is not, InputError for options out of range, where there is no picture, and for features that are not finite.
     """
@@ -84,7 +85,7 @@ def repair(
     name, gated = layer_named(repaired, at)
     assert isinstance(gated, Behind)
     assert isinstance(gated.added, TriggerGate)
-    some = examples.take(_drawn(repaired, examples, name, seed, where))
+    some = examples.take(_looked_at(repaired, examples, name, seed, where))
     features = layer_features(repaired, some, name, where=where, progress=told)
     if not np.isfinite(features).all():
         bad = np.count_nonzero(~np.isfinite(features).all(axis=1))
@@ -98,7 +99,7 @@ def repair(
     gate = gated.added.cpu()
     with told.step("look for components", len(ROUNDS), unit="rounds") as step:
         for times in ROUNDS:
-            for component in _round(features, labels, first * times, apart, seed, gate, company):
+            for component in _round(features, labels, first * times, apart, seed, gate, company, by_lot):
                 found.append(Component(**{**vars(component), "rows": some.rows[component.rows]}))
             step.advance(1)
     gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
@@ -110,7 +111,9 @@ def save_repaired(repaired: Repaired, source: Path, out: Path) -> None:
     save_gated(out, repaired.model, repaired.layer, source)
 
 
-def _drawn(model: nn.Module, examples: Examples, at: str, seed: int, where: torch.device | None) -> NDArray[np.int64]:
+def _looked_at(
+    model: nn.Module, examples: Examples, at: str, seed: int, where: torch.device | None
+) -> NDArray[np.int64]:
     """Return the rows that are looked at: all, or as many as there is memory for."""
     if not len(examples):
         raise InputError("there is no picture to look at. Give at least one.")
@@ -126,11 +129,13 @@ def _round(
     seed: int,
     gate: TriggerGate,
     company: Likeness,
+    by_lot: bool,
 ) -> list[Component]:
     """Look for components once, add them to the gate and take them out of ``features``, which is changed."""
     made = independent(features, k, seed)
     found = []
-    for one in rare(made.values, labels, apart, FEW, company):
+    chosen = rare(made.values, labels, apart, FEW, company)
+    for one in _drawn_instead(chosen, made.values, labels, seed) if by_lot else chosen:
         reading = made.reading[one.component]
         level = float(made.mean @ reading)
         scores = features @ reading - level
@@ -148,3 +153,13 @@ def _round(
             Component(label=one.label, rows=np.flatnonzero(own), others=int((has & ~own).sum()), apart=one.apart)
         )
     return found
+
+
+def _drawn_instead(chosen: list[Rare], values: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> list[Rare]:
+    """Return as many components drawn by lot, each with a cut that as many pictures of the same class are above."""
+    lot = rng.order(seed, "repair/lot", 0, np.arange(values.shape[1]))
+    drawn = []
+    for one, number in zip(chosen, lot.tolist(), strict=False):
+        own = np.sort(values[labels == one.label, number])
+        drawn.append(one._replace(component=number, cut=float(own[-one.rows - 1])))
+    return drawn
