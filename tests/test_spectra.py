@@ -272,6 +272,7 @@ def test_a_training_is_looked_at_after_each_epoch_and_stays_what_it_is(tmp_path)
 
 
 def test_a_trigger_that_is_made_from_the_training_pictures_is_refused():
-    assert fixed(ATTACKS.build("patch")) == ATTACKS.build("patch")
+    for known in ("patch", "label-consistent"):
+        assert fixed(ATTACKS.build(known)) == ATTACKS.build(known)
     with pytest.raises(InputError, match="narcissus is computed from the training pictures"):
         fixed(ATTACKS.build("narcissus"))

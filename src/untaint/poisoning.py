@@ -241,7 +241,7 @@ def triggered(examples: Examples, attack: Attack) -> Examples:
 
 def fixed(attack: Attack) -> Attack:
     """Return an attack whose trigger is known without any training set; raises InputError for one that is computed from pictures."""
-    if type(attack).ready is not Attack.ready:
+    if attack.trigger_from_data:
         raise InputError(
             f"the trigger of {ATTACKS.name_of(attack)} is computed from the training pictures, which are not here. Give another attack."
         )

@@ -86,6 +86,16 @@ def test_what_is_computed_first_is_the_same_each_time_and_needed_once(text, tmp_
 
 
 @every_attack
+def test_a_trigger_that_needs_no_data_is_there_at_once(text):
+    attack, images, rows = ATTACKS.build(text), pictures((3, 32, 32)), np.arange(4)
+    if attack.trigger_from_data:
+        with pytest.raises(SpecError, match=r"Compute it first"):
+            attack.trigger(images, rows)
+    else:
+        assert np.array_equal(attack.trigger(images, rows), ready(text).trigger(images, rows))
+
+
+@every_attack
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 def test_a_picture_does_not_depend_on_its_neighbours(text, data):

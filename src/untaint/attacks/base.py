@@ -49,6 +49,7 @@ class Attack(ABC):
     selection: Literal["lot", "clean-like", "near-target"] = "lot"
 
     clean_label: ClassVar[bool] = False
+    trigger_from_data: ClassVar[bool] = False  # whether ``trigger`` needs what ``ready`` computed
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
     files: ClassVar[tuple[str, ...]] = ()  # options that may be the path of a file: it is a part of the settings
 

@@ -52,6 +52,7 @@ class Narcissus(CleanLabel):
     boost: float = 1.0
     levels: NDArray[np.float64] | None = field(init=False, repr=False, compare=False, default=None)
 
+    trigger_from_data: ClassVar[bool] = True
     usual_class_rate: ClassVar[float] = 0.005
 
     def __post_init__(self) -> None:
