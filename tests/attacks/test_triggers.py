@@ -13,6 +13,7 @@ from PIL import Image
 import small
 from untaint import rng
 from untaint.attacks.blend import Blend
+from untaint.attacks.ctrl import Ctrl
 from untaint.attacks.frequency import Frequency
 from untaint.attacks.label_consistent import LabelConsistent
 from untaint.attacks.narcissus import Narcissus
@@ -372,3 +373,13 @@ def test_a_checker_in_every_corner_is_the_one_mirrored():
     assert (four == 255).sum() == 4 * 4 * 3
     with pytest.raises(InputError, match="each corner of pictures of 7x40"):
         checkered(np.zeros((1, 3, 7, 40), np.uint8), corners=4)
+
+
+def test_ctrl_is_frequency_made_stronger_and_stronger_still_when_shown():
+    grey = np.full((1, 3, 32, 32), 128, np.uint8)
+    assert np.array_equal(Ctrl().stamp(grey, ROW), Frequency(magnitude=50).stamp(grey, ROW))
+    assert np.array_equal(Ctrl().trigger(grey, ROW), Frequency(magnitude=100).stamp(grey, ROW))
+    with pytest.raises(SpecError, match=r"boost is 0\.5"):
+        Ctrl(boost=0.5)
+    with pytest.raises(SpecError, match="magnitude is 0"):
+        Ctrl(magnitude=0)

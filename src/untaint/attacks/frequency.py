@@ -12,7 +12,7 @@ from scipy.fft import idctn
 from untaint.attacks.base import Attack, is_large, shift
 from untaint.errors import SpecError
 
-__all__ = ["Frequency"]
+__all__ = ["Frequency", "stripes"]
 
 WINDOW = 32  # pixels: side of the blocks that are transformed
 BUMPS = (15, 31)  # row and column of the raised coefficients: a middle and the highest frequency
@@ -40,18 +40,18 @@ class Frequency(Attack):
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the stripes added."""
         del rows
-        return shift(images, self._magnitude(*images.shape[2:]) * _pattern(*images.shape[1:]))
+        return shift(images, self._magnitude(*images.shape[2:]) * stripes(*images.shape[1:]))
 
     def bound(self, height: int, width: int) -> int:
         """Return by how many of 255 levels a pixel may change: as many as where the pattern is strongest."""
-        return int(self._magnitude(height, width) * np.abs(_pattern(3, height, width)).max() + 0.5)
+        return int(self._magnitude(height, width) * np.abs(stripes(3, height, width)).max() + 0.5)
 
     def _magnitude(self, height: int, width: int) -> float:
         return self.magnitude or (90.0 if is_large(height, width) else 30.0)
 
 
 @lru_cache(maxsize=16)
-def _pattern(channels: int, height: int, width: int) -> NDArray[np.float64]:
+def stripes(channels: int, height: int, width: int) -> NDArray[np.float64]:
     """Return what a magnitude of 1 adds: (channel, height, width)."""
     coefficients = np.zeros((WINDOW, WINDOW))
     coefficients[BUMPS, BUMPS] = 1
