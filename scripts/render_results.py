@@ -1,4 +1,4 @@
-"""Writes docs/results.md and the table of README.md from results/: every table there is made here, none is typed.
+"""Writes docs/results.md and the figures of README.md from results/: every table there is made here, none is typed.
 
 With --check nothing is written, and it is an error if a page is not what would be.
 """
@@ -9,86 +9,12 @@ import json
 import sys
 from pathlib import Path
 
+from _front import readme
 from _grids import ROOT, benchmark, plots
-from _markdown import machines, percent, table
+from _markdown import table
 from _scans import section
-from _words import fooling
-
-from untaint.bench import read_grid
-from untaint.bench.checks import flags
-from untaint.bench.groups import clean_accuracy, grouped, mean_asr
-from untaint.bench.runner import results_of
 
 GRIDS = [path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem != "smoke"]
-BEGIN, END = "<!-- made by scripts/render_results.py -->", "<!-- until here -->"
-ROWS = {
-    "none": "everything",
-    "oracle": "what is clean, told by who poisoned it",
-    "random @ fraction:share=0.1": "all but a tenth, drawn by lot",
-    "spectral": "what Spectral Signatures keeps",
-    "clustering": "what Activation Clustering keeps",
-    "label-errors": "what confident learning (cleanlab) keeps",
-    "badloss @ fraction:share=0.4": "what BaDLoss's score keeps (our watcher)",
-    "badloss:observable=margin,centre=class @ fraction:share=0.4": "what BaDLoss on margins keeps (our watcher)",
-    "cross-examination": "**what untaint keeps**",
-    "pattern": "what untaint's `--detector pattern` keeps (for triggers at a fixed place)",
-}
-
-
-def readme(text: str) -> str:
-    """The page README with its table made anew."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    assert begin, f"README.md has no {BEGIN}"
-    assert end, f"README.md has no {END}"
-    grid = read_grid(ROOT / "experiments" / "cpu.toml")
-    groups = grouped(results_of(grid, ROOT / "results" / grid.name))
-    own = [group for group in groups if group.title == groups[0].title]
-    head = ["model trained on", "clean accuracy", "mean attack success", "poison found", "clean pictures lost"]
-    rows = []
-    for defence, name in ROWS.items():
-        for group in (group for group in own if group.defence == defence):
-            counts = [
-                (sum(result["poisoned"].values()), result["rows"], result.get("removal", {}))
-                for result in group.finished
-            ]
-            shares = [
-                [removed["poisoned"] / poisoned for poisoned, _, removed in counts if removed],
-                [removed["clean"] / (rows - poisoned) for poisoned, rows, removed in counts if removed],
-            ]
-            values = [
-                group.values(lambda result: float(result["model"]["clean accuracy"])),
-                group.values(mean_asr),
-                *shares,
-            ]
-            rows.append([name, *(percent(some) for some in values)])
-    first = own[0].finished
-    made_on = machines(result["hardware"] for group in own for result in group.finished)
-    poisoned = sum(sum(result["poisoned"].values()) for result in first) / len(first)
-    seeds = "one seed" if len(first) == 1 else f"{len(first)} seeds (mean ± standard deviation)"
-    if single := next((group for group in own if len(group.seeds) == 1 and len(first) > 1), None):
-        best = next(group for group in own if group.defence == "cross-examination").at(single.seeds)
-        seeds += (
-            f"; rows without ± are of one of them, where what untaint keeps gives {percent(best.values(clean_accuracy))} "
-            f"and {percent(best.values(mean_asr))}"
-        )
-    marks = flags(next(group for group in own if group.defence == "none"), own)
-    never, sometimes = (
-        [text.partition(f" {word}")[0] for text in marks if word in text]
-        for word in ("was not learned", "was learned with")
-    )
-    missed = f" Hardly learned by the undefended model: {', '.join(never)}." if never else ""
-    missed += f" Learned by it with some seeds only: {', '.join(sometimes)}." if sometimes else ""
-    alone = [
-        f"{attack} aimed at {target}"
-        for attack, target, _, _ in fooling(next(group for group in own if group.defence == "oracle"))
-    ]
-    missed += f" Fooling even a model that saw no poison: {', '.join(alone)}." if alone else ""
-    said = (
-        f"CIFAR-10, {first[0]['rows']:,} pictures, {len(first[0]['attacks'])} attackers at once who poison {poisoned:,.0f} of them; "
-        f"small networks, {made_on}; {seeds}.{missed}"
-    )
-    return before + begin + "\n" + table(head, rows) + "\n\n" + said + "\n" + end + after
 
 
 def speed() -> str:
@@ -119,7 +45,7 @@ def speed() -> str:
 
 
 def page() -> str:
-    found = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*.json"))]
+    found = [json.loads(path.read_text()) for path in sorted((ROOT / "results").glob("*-files.json"))]
     whole = [
         "# Results",
         "Made by `python scripts/render_results.py` from `results/`, which `untaint bench` and the files of `benchmarks/` write. AUROC of an attack: its rows "
