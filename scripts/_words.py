@@ -293,7 +293,7 @@ def on_models(found: Sequence[Result], defence: str = CROSS) -> str:
             ]
             clean = f", without the poison {own.asr('oracle'):.1f} %" if len(models) > 2 else ""
             said.append(
-                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after {defence} {own.asr(defence):.1f} %{clean}, {own.points(defence)}. "
+                f"*{title}*: mean ASR undefended {own.asr('none'):.1f} %, after {own.own[defence].called} {own.asr(defence):.1f} %{clean}, {own.points(defence)}. "
                 f"By attack{' (without the poison)' if clean else ''}: {', '.join(each)}."
             )
     return "\n\n".join(said)
@@ -308,19 +308,19 @@ def on_repairs(found: Sequence[Result]) -> str:
         if {"none", "repair"} <= set(own.own):
             clean.append(f"*{title}*: after repair, {own.points('repair')}.")
     tuned = "How repair chooses was chosen while looking at these attacks: in other draws, and for traffic signs in these, where a first version had failed with two seeds of three."
-    groups, drawn, by_lot = grouped([result for result in found if result["poisoned"]]), [], "repair, as many by lot"
+    groups, drawn, by_lot = grouped([result for result in found if result["poisoned"]]), [], "repair:by-lot=yes"
     for title in dict.fromkeys(group.title for group in groups):
         own = Figures.of(groups, title)
         if {"none", by_lot} <= set(own.own):
             drawn.append(
-                f"*{title}*: with components drawn by lot, each taken out of as many pictures of its class, {own.asr(by_lot):.1f} %, {own.points(by_lot)}."
+                f"*{title}*: with components drawn by lot, each taken out of as many pictures of its class, mean ASR {own.asr(by_lot):.1f} %, {own.points(by_lot)}."
             )
     return "\n\n".join(filter(None, [on_models(found, "repair"), " ".join(drawn), " ".join(clean), tuned]))
 
 
 def on_guards(found: Sequence[Result]) -> str:
     """What models with EigenGuard in them do, and where noise comes from a model that has it."""
-    return on_models(found, "EigenGuard (k = 50)")
+    return on_models(found, "eigenguard:k=50")
 
 
 def on_studies(found: Sequence[Result]) -> str:
