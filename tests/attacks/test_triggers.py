@@ -362,6 +362,9 @@ def test_label_consistent_must_be_made_ready_and_says_what_is_wrong():
     ):
         with pytest.raises(SpecError, match=said):
             LabelConsistent(**wrong)
+    seen = small.pictures(60, side=16)
+    with pytest.raises(InputError, match="class '1', of which there is no picture"):
+        LabelConsistent(target=1).ready(seen.take(seen.labels != 1))
     assert LabelConsistent(surrogate="proxy+eigenguard:k=50").surrogate == "proxy+eigenguard:k=50"
 
 

@@ -18,7 +18,7 @@ from untaint import rng, run, spec
 from untaint.attacks._levels import sized
 from untaint.attacks.base import CleanLabel, shift
 from untaint.attacks.patch import checkered
-from untaint.errors import SpecError
+from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.models.build import require
 from untaint.progress import Progress, Silent
@@ -83,6 +83,10 @@ class LabelConsistent(CleanLabel):
         code = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
         path = cache_folder() / "label-consistent" / f"{code}.npy"
         rows = examples.rows[examples.labels[examples.rows] == self.target_in(examples.class_names)]
+        if not len(rows):
+            raise InputError(
+                f"label-consistent hides what shows class '{self.target}', of which there is no picture. Give another target."
+            )
         if not path.exists():
             with tempfile.TemporaryDirectory() as folder:
                 own = rng.derive(seed, "attacks/label-consistent")
