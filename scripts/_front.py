@@ -110,7 +110,7 @@ def elsewhere() -> str:
         threads = int(facts["hardware"].split()[0])
         parts.append(
             f"On all of {called} ({facts['rows']:,} pictures, {len(attacks)} attackers, one seed; {facts['scan']['seconds'] / 60:.0f} minutes on "
-            f"{'one thread' if threads == 1 else f'{threads} threads'}) from {mean[0]:.1f} to {mean[1]:.1f} %, and clean accuracy from "
+            f"{'one thread' if threads == 1 else f'{threads} threads'}) it falls from {mean[0]:.1f} to {mean[1]:.1f} %, and clean accuracy from "
             f"{100 * before['clean accuracy']:.1f} to {100 * after['clean accuracy']:.1f} %."
         )
     return " ".join(parts)

@@ -77,7 +77,7 @@ def benchmark(path: Path) -> str:
     else:
         per_attack = render(found, "markdown", per_attack=True).partition("Beware:")[0]
         tables = [render(found, "markdown"), per_attack, shown(grid.name)]
-    words = WORDS[grid.name](found) if grid.name in WORDS else ""
+    words = WORDS[grid.name]([result for result in found if "error" not in result]) if grid.name in WORDS else ""
     said = f"`untaint bench experiments/{path.name}`: {len(found)} of its {cells} cells are finished. {machines(result['hardware'] for result in found)}."
     return "\n\n".join(filter(None, [f"## {grid.title}", said, *tables, words]))
 
@@ -238,7 +238,11 @@ def plots(path: Path) -> None:
     if path.stem in SWEEPS:
         draw(found, PLOTS / grid.name, ["sweep"])
     elif path.stem not in TABLES:
-        draw([result for result in found if len(result["poisoned"]) > 1], PLOTS / grid.name, ["roc", "trajectories"])
+        draw(
+            [result for result in found if len(result.get("poisoned", ())) > 1],
+            PLOTS / grid.name,
+            ["roc", "trajectories"],
+        )
 
 
 def shown(name: str) -> str:
