@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from untaint.bench.groups import spread
@@ -23,9 +24,9 @@ def percent(values: Sequence[float]) -> str:
 def machines(hardware: Iterable[str]) -> str:
     """On what some results were made, from what each says of it."""
     told = sorted(set(hardware))
-    parted = [text.partition(" threads of ") for text in told]
-    if not all(count.isdigit() and name for count, _, name in parted):
+    parted = [re.fullmatch(r"(\d+) threads? of (.+)", text) for text in told]
+    if not all(parted):
         return "; ".join(told)
-    counts = sorted({int(count) for count, _, _ in parted})
-    names = " or ".join(dict.fromkeys(name for _, _, name in parted))
+    counts = sorted({int(found[1]) for found in parted if found})
+    names = " or ".join(dict.fromkeys(found[2] for found in parted if found))
     return f"{' or '.join(map(str, counts))} thread{'' if counts == [1] else 's'} of {names}"

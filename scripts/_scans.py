@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from _markdown import table
+from _markdown import machines, table
 
 METHODS = ("badloss (paper's score)", "badloss (best of 12 options, chosen on these attacks)", "cross-examination")
 
@@ -57,7 +57,7 @@ def section(facts: dict[str, Any]) -> str:
     parts = [
         f"### {facts['name']}",
         f"{facts['rows']:,} pictures of {facts['pixels']}x{facts['pixels']} pixels, {sum(facts['attacks'].values()):,} of them poisoned by "
-        f"{len(facts['attacks'])} attackers at once, 250 probes, one seed. {facts['hardware']}.",
+        f"{len(facts['attacks'])} attackers at once, 250 probes, one seed. {machines([facts['hardware']])}.",
         *(
             [
                 f"The scan took {sum(stage['seconds'] for stage in facts['seconds']):,.0f} seconds: {', '.join(stage['name'] + ' ' + format(stage['seconds'], '.0f') for stage in facts['seconds'])}."
