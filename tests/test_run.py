@@ -222,5 +222,24 @@ def test_altered_settings_are_refused(tmp_path):
 
 def test_a_run_inside_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="could not be written"), run.RunDirectory(tmp_path / "file" / "run", {}):
+    with pytest.raises(RunError, match="could not be written"), run.run.RunDirectory(tmp_path / "file" / "run", {}):
         pass
+
+
+def test_a_folder_can_be_checked_before_anything_is_begun(tmp_path):
+    place = tmp_path / "run"
+    run.RunDirectory(place, {"a": 1}).check()
+    assert not place.exists()
+    with run.RunDirectory(place, {"a": 1}):
+        pass
+    before = sorted(path.name for path in place.iterdir())
+    run.RunDirectory(place, {"a": 1}).check()
+    with pytest.raises(RunError, match="begun with a = 1, now it is 2"):
+        run.RunDirectory(place, {"a": 2}).check()
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes.txt").write_text("mine")
+    with pytest.raises(RunError, match=r"it holds notes\.txt"):
+        run.RunDirectory(tmp_path / "own", {"a": 1}).check()
+    with pytest.raises(RunError, match=r"notes\.txt"):
+        run.RunDirectory(tmp_path / "own" / "notes.txt", {"a": 1}).check()
+    assert sorted(path.name for path in place.iterdir()) == before

@@ -253,33 +253,43 @@ class RunDirectory:
             self._lock.close()
             raise RunError(f"another process is working in {self.path}. Wait for it, or give another --out.") from None
         try:
-            self._compare()
+            if not self._begun():
+                write_sealed(self.path / "settings.json", self.settings)
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def check(self) -> None:
+        """Raise RunError if the folder holds anything else than this run, before anything is begun; nothing is touched."""
+        if self.path.exists():
+            self._begun()
 
     def __exit__(self, *_: object) -> None:
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
-    def _compare(self) -> None:
+    def _begun(self) -> bool:
+        """Tell whether the run was begun; raise RunError where the folder holds something else, or was begun with other settings."""
         path = self.path / "settings.json"
-        if not path.exists():
-            others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-            if others:
-                raise RunError(
-                    f"{self.path} is not empty and is no run of untaint (it holds {sorted(others)[0]}). Give a new folder as --out."
-                )
-            write_sealed(path, self.settings)
-            return
+        try:
+            if not path.exists():
+                others = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+                if others:
+                    raise RunError(
+                        f"{self.path} is not empty and is no run of untaint (it holds {sorted(others)[0]}). Give a new folder as --out."
+                    )
+                return False
+        except OSError as error:
+            raise explain(error, self.path) from error
         found = _difference(read_sealed(path), self.settings)
         if found is not None:
             name, before, now = found
             begun = f"other {name}" if _is_digest(before) else f"{name} = {before!r}, now it is {now!r}"
             same = f"the same {name}" if _is_digest(before) else "the same settings"
             raise RunError(f"{self.path} was begun with {begun}. Give {same} to continue it, or another --out.")
+        return True
 
 
 def _is_digest(value: Any) -> bool:

@@ -211,10 +211,12 @@ def repair(
     bars = terminal.progress(quiet)
     read = load(data, split=split, size=card["size"][1], fewest_classes=1, progress=bars, **asdict(columns))
     examples = relabelled(read, card["class_names"])
+    settings = {"kind": "repair", "model": card["sha256"], "data": examples.fingerprint, "at": at, "apart": apart}
+    folder = run.RunDirectory(out, {**settings, "seed": seed})
+    folder.check()
     made = run_repair(network, examples, at, apart=apart, seed=seed, progress=bars)  # a wrong option leaves no folder
     notes = {examples.keys[row]: f"{one.apart:.1f}" for one in reversed(made.components) for row in one.rows.tolist()}
-    settings = {"kind": "repair", "model": card["sha256"], "data": examples.fingerprint, "at": at, "apart": apart}
-    with run.RunDirectory(out, {**settings, "seed": seed}):
+    with folder:
         save_repaired(made, model, out)
         run.write_keys(out / "overlooked.txt", notes, notes)
         if made.components:
