@@ -222,7 +222,7 @@ def test_altered_settings_are_refused(tmp_path):
 
 def test_a_run_inside_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="could not be written"), run.run.RunDirectory(tmp_path / "file" / "run", {}):
+    with pytest.raises(RunError, match="could not be written"), run.RunDirectory(tmp_path / "file" / "run", {}):
         pass
 
 
