@@ -1,4 +1,4 @@
-"""Writes docs/results.md and the figures of README.md from results/: every table there is made here, none is typed.
+"""Writes docs/results.md and the figures of README.md and docs/eigenguard.md from results/: every table there is made here, none is typed.
 
 With --check nothing is written, and it is an error if a page is not what would be.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from _front import readme
 from _grids import ROOT, benchmark, plots
+from _guards import guards
 from _markdown import table
 from _scans import section
 
@@ -76,8 +77,8 @@ def page() -> str:
 
 def pages() -> dict[Path, str]:
     """Each page, and what it should be."""
-    front = ROOT / "README.md"
-    return {ROOT / "docs" / "results.md": page(), front: readme(front.read_text())}
+    front, layer = ROOT / "README.md", ROOT / "docs" / "eigenguard.md"
+    return {ROOT / "docs" / "results.md": page(), front: readme(front.read_text()), layer: guards(layer.read_text())}
 
 
 if __name__ == "__main__":
