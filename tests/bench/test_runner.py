@@ -130,7 +130,7 @@ def test_what_one_keeps_is_handed_on_to_another(tmp_path, photos):
     )
     assert alone["removal"] == both["removal"], "the same judge"
     assert alone["detection"] == both["detection"]
-    assert set(both["stages"]) == {"undefended", "repaired"}
+    assert set(both["stages"]) == {"undefended", "then/undefended", "then/repaired"}, "the first one's cost counts too"
     trained = [json.loads(path.read_text()) for path in (tmp_path / "work").glob("*/*/then/*/model.json")]
     removed = alone["removal"]["poisoned"] + alone["removal"]["clean"]
     assert removed > 0

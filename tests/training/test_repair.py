@@ -43,7 +43,7 @@ def test_a_trigger_is_overlooked_and_nothing_else_is(poisoned, repaired):
 def test_components_by_lot_are_a_control(poisoned, repaired):
     model, dirty, _, _, triggered, _ = poisoned
     lot = repair(model, dirty, by_lot=True)
-    assert len(lot.components) > 0
+    assert len(lot.components) == len(lot.model.get_submodule("1.body").added) == len(repaired.components)
     assert (lot.components[0].label, len(lot.components[0].rows)) == (0, len(repaired.components[0].rows))
     assert ut.accuracy(lot.model, triggered) > ut.accuracy(repaired.model, triggered) + 0.3
     again = repair(model, dirty, by_lot=True)

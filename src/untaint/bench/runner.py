@@ -212,7 +212,7 @@ class Runner:
         else:
             outcome = judge.defend(task)
         stages = {
-            path.name: cost_of(path)
+            str(path.relative_to(task.scratch)): cost_of(path)
             for place in (task.scratch, task.scratch / AFTER)
             for path in sorted(place.glob("*"))
         }

@@ -19,7 +19,7 @@ from untaint.models.inserting import Guard
 from untaint.models.proxy import Proxy
 from untaint.models.whitening import Whiten
 
-__all__ = ["Pixels", "build", "features_of", "names", "parted", "require"]
+__all__ = ["Inserted", "Pixels", "build", "features_of", "names", "parted", "require"]
 
 PROXIES: dict[str, dict[str, int]] = {
     "proxy": {},

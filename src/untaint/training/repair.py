@@ -22,7 +22,7 @@ from untaint.models.gate import Gate, TriggerGate
 from untaint.models.inserting import BEFORE_POOL, Behind, layer_named
 from untaint.progress import Progress, Silent
 from untaint.training.checkpoint import save_gated
-from untaint.training.components import Rare, independent, rare
+from untaint.training.components import Independent, Rare, independent, rare
 from untaint.training.features import layer_features
 from untaint.training.likeness import Likeness
 
@@ -97,11 +97,16 @@ def repair(
     found: list[Component] = []
     company = Likeness(some)
     gate = gated.added.cpu()
+    whole = features.copy() if by_lot else features
     with told.step("look for components", len(ROUNDS), unit="rounds") as step:
         for times in ROUNDS:
-            for component in _round(features, labels, first * times, apart, seed, gate, company, by_lot):
-                found.append(Component(**{**vars(component), "rows": some.rows[component.rows]}))
+            for component in _round(features, labels, first * times, apart, seed, gate, company):
+                found.append(component)
             step.advance(1)
+    if by_lot:
+        gate = gated.added = TriggerGate()
+        found = _drawn_instead(found, whole, labels, first, seed, gate)
+    found = [Component(**{**vars(component), "rows": some.rows[component.rows]}) for component in found]
     gate.to(next((tensor.device for tensor in repaired.parameters()), torch.device("cpu")))
     return Repaired(model=repaired.eval(), layer=name, components=tuple(found), looked_at=len(some))
 
@@ -129,37 +134,47 @@ def _round(
     seed: int,
     gate: TriggerGate,
     company: Likeness,
-    by_lot: bool,
 ) -> list[Component]:
     """Look for components once, add them to the gate and take them out of ``features``, which is changed."""
     made = independent(features, k, seed)
-    found = []
-    chosen = rare(made.values, labels, apart, FEW, company)
-    for one in _drawn_instead(chosen, made.values, labels, seed) if by_lot else chosen:
-        reading = made.reading[one.component]
-        level = float(made.mean @ reading)
-        scores = features @ reading - level
-        has = scores > one.cut
-        if not has.any() or has.all():
-            continue  # taken out with another
-        rest = float(np.median(scores))
-        change = features[has].mean(axis=0) - features[~has].mean(axis=0)
-        change /= max(float(scores[has].mean() - scores[~has].mean()), 1e-12)
-        cut = (one.cut + rest) / 2
-        features -= np.where(scores > cut, scores - rest, 0)[:, None].astype(np.float32) * change
-        gate.add(torch.from_numpy(reading), level, rest, cut, torch.from_numpy(change))
-        own = has & (labels == one.label)
-        found.append(
-            Component(label=one.label, rows=np.flatnonzero(own), others=int((has & ~own).sum()), apart=one.apart)
-        )
-    return found
+    taken = (_taken_out(one, made, features, labels, gate) for one in rare(made.values, labels, apart, FEW, company))
+    return [component for component in taken if component is not None]
 
 
-def _drawn_instead(chosen: list[Rare], values: NDArray[np.float32], labels: NDArray[np.int64], seed: int) -> list[Rare]:
-    """Return as many components drawn by lot, each with a cut that as many pictures of the same class are above."""
-    lot = rng.order(seed, "repair/lot", 0, np.arange(values.shape[1]))
+def _taken_out(
+    one: Rare, made: Independent, features: NDArray[np.float32], labels: NDArray[np.int64], gate: TriggerGate
+) -> Component | None:
+    """Add a component to the gate and take it out of ``features``, which is changed; None where it was taken out with another."""
+    reading = made.reading[one.component]
+    level = float(made.mean @ reading)
+    scores = features @ reading - level
+    has = scores > one.cut
+    if not has.any() or has.all():
+        return None
+    rest = float(np.median(scores))
+    change = features[has].mean(axis=0) - features[~has].mean(axis=0)
+    change /= max(float(scores[has].mean() - scores[~has].mean()), 1e-12)
+    cut = (one.cut + rest) / 2
+    features -= np.where(scores > cut, scores - rest, 0)[:, None].astype(np.float32) * change
+    gate.add(torch.from_numpy(reading), level, rest, cut, torch.from_numpy(change))
+    own = has & (labels == one.label)
+    return Component(label=one.label, rows=np.flatnonzero(own), others=int((has & ~own).sum()), apart=one.apart)
+
+
+def _drawn_instead(
+    found: list[Component],
+    features: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    k: int,
+    seed: int,
+    gate: TriggerGate,
+) -> list[Component]:
+    """Take out as many components drawn by lot, each by a cut that as many pictures of the same class are above."""
+    made = independent(features, max(k, len(found)), seed)
+    lot = rng.order(seed, "repair/lot", 0, np.arange(made.values.shape[1]))
     drawn = []
-    for one, number in zip(chosen, lot.tolist(), strict=False):
-        own = np.sort(values[labels == one.label, number])
-        drawn.append(one._replace(component=number, cut=float(own[-one.rows - 1])))
-    return drawn
+    for one, number in zip(found, lot.tolist(), strict=False):
+        own = np.sort(made.values[labels == one.label, number])
+        cut, above = float(own[max(0, len(own) - len(one.rows) - 1)]), len(one.rows)
+        drawn.append(_taken_out(Rare(number, one.label, one.apart, cut, above, 0), made, features, labels, gate))
+    return [component for component in drawn if component is not None]
