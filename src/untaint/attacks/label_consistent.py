@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,17 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint import rng, run, spec
 from untaint.attacks._levels import sized
+from untaint.attacks._surrogate import array_once, place, surrogate
 from untaint.attacks.base import CleanLabel, shift
 from untaint.attacks.patch import checkered
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.models.build import require
 from untaint.progress import Progress, Silent
-from untaint.recipe import VERSION, preset
-from untaint.sources.cache import cache_folder
-from untaint.training.loop import fit
+from untaint.recipe import preset
 from untaint.training.pixels import PixelStore
 
 __all__ = ["LabelConsistent"]
@@ -78,21 +73,17 @@ class LabelConsistent(CleanLabel):
             return self
         told = progress or Silent()
         recipe = dataclasses.replace(preset("fast").retrain, epochs=self.epochs, model=self.surrogate)
-        text = spec.text("label-consistent", self)
-        made_from = [examples.fingerprint, text, sorted(recipe.facts().items()), seed, self.version, VERSION]
-        code = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
-        path = cache_folder() / "label-consistent" / f"{code}.npy"
         rows = examples.rows[examples.labels[examples.rows] == self.target_in(examples.class_names)]
         if not len(rows):
             raise InputError(
                 f"label-consistent hides what shows class '{self.target}', of which there is no picture. Give another target."
             )
-        if not path.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                own = rng.derive(seed, "attacks/label-consistent")
-                model = fit(examples, recipe, Path(folder), seed=own, progress=told, what="train a surrogate")
-            run.save_array(path, self._outward(model, examples.take(rows), told))
-        levels = np.asarray(run.load_array(path, mapped=False))
+
+        def outward() -> NDArray[np.int16]:
+            model = surrogate(examples, recipe, "label-consistent", seed, told)
+            return self._outward(model, examples.take(rows), told)
+
+        levels = array_once(place("label-consistent", self, examples, recipe, seed, ".npy"), outward)
         made = dataclasses.replace(self)
         object.__setattr__(made, "noise", dict(zip(rows.tolist(), levels, strict=True)))
         return made

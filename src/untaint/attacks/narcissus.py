@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Self
 
 import numpy as np
@@ -14,15 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint import rng, run, spec
+from untaint import rng
 from untaint.attacks._levels import sized
+from untaint.attacks._surrogate import array_once, place, surrogate
 from untaint.attacks.base import CleanLabel, shift
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
-from untaint.recipe import VERSION, preset
-from untaint.sources.cache import cache_folder
-from untaint.training.loop import fit
+from untaint.recipe import preset
 from untaint.training.pixels import PixelStore, augmented
 
 __all__ = ["Narcissus"]
@@ -70,20 +66,14 @@ class Narcissus(CleanLabel):
             return self
         told = progress or Silent()
         recipe = dataclasses.replace(preset("fast").retrain, epochs=self.epochs)
-        text = spec.text("narcissus", self)
-        made_from = [examples.fingerprint, text, sorted(recipe.facts().items()), seed, self.version, VERSION]
-        code = hashlib.sha256(repr(made_from).encode()).hexdigest()[:24]
-        path = cache_folder() / "narcissus" / f"{code}.npy"
-        if not path.exists():
-            target = examples.take(
-                examples.rows[examples.labels[examples.rows] == self.target_in(examples.class_names)]
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                own = rng.derive(seed, "attacks/narcissus")
-                model = fit(examples, recipe, Path(folder), seed=own, progress=told, what="train a surrogate")
-            run.save_array(path, self._inward(model, target, seed, told))
+
+        def inward() -> NDArray[np.float32]:
+            own = examples.rows[examples.labels[examples.rows] == self.target_in(examples.class_names)]
+            return self._inward(surrogate(examples, recipe, "narcissus", seed, told), examples.take(own), seed, told)
+
+        levels = array_once(place("narcissus", self, examples, recipe, seed, ".npy"), inward)
         made = dataclasses.replace(self)
-        object.__setattr__(made, "levels", np.asarray(run.load_array(path, mapped=False), dtype=np.float64))
+        object.__setattr__(made, "levels", np.asarray(levels, dtype=np.float64))
         return made
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
