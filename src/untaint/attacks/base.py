@@ -22,10 +22,25 @@ from untaint.errors import InputError, SpecError, did_you_mean
 from untaint.examples import Examples
 from untaint.progress import Progress
 
-__all__ = ["LARGE_SIDE", "Attack", "CleanLabel", "check_share", "is_large", "mix", "shift"]
+__all__ = ["LARGE_SIDE", "Attack", "Card", "CleanLabel", "check_share", "is_large", "mix", "shift"]
 
 CANDIDATES = 3  # times as many as are poisoned, from which an attacker chooses who does not by lot
 LARGE_SIDE = 128  # pixels; the papers' constants for ImageNet-sized pictures hold from here on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What people want to know of an attack before they use it.
+
+    ``visible``: whether people see the trigger. ``per_picture``: whether it differs from picture to picture. ``optimised``: whether it is computed against a model.
+    ``needs``: what must be there or be trained before the first picture is stamped. ``paper``: who proposed it, and where.
+    """
+
+    paper: str
+    visible: Literal["yes", "hardly", "no"]
+    per_picture: bool = False
+    optimised: bool = False
+    needs: str = "nothing"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +63,7 @@ class Attack(ABC):
     cover_rate: float = 0.0
     selection: Literal["lot", "clean-like", "near-target"] = "lot"
 
+    card: ClassVar[Card | None] = None  # every one that comes with the package has one
     clean_label: ClassVar[bool] = False
     trigger_from_data: ClassVar[bool] = False  # whether ``trigger`` needs what ``ready`` computed
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
