@@ -18,7 +18,7 @@ from untaint import run
 from untaint.attacks import Attack
 from untaint.errors import InputError, RunError, SourceError
 from untaint.examples import Examples
-from untaint.poisoning import Change, Ledger, applied, attack_names, plan, selected
+from untaint.poisoning import Change, Ledger, applied, attack_names, plan, selected, shown_to
 from untaint.progress import Progress, Silent
 from untaint.sources import Source, Unreadable, load, open_source
 from untaint.writers import FolderWriter, PictureWriter, TableWriter, as_png
@@ -48,7 +48,7 @@ def write_poisoned(
     which, else what the source is. With ``test_source`` it has the parts ``train`` and ``test``.
     ``out.ledger.parquet``: the ledger, outside of the data; its keys are those of what was written.
     ``out.triggered/ATTACK/test-00000-of-00001.parquet``: with ``test_source``, for each attack the
-    test pictures outside its target class, triggered and labelled as the target: always a table,
+    test pictures outside its target class, triggered and labelled as the target (as ``untaint.triggered`` does): always a table,
     as one folder alone would not tell the number of its class.
     ``out.spare.txt``: the new keys of the rows in ``spare`` (keys, rows, or a file of keys), which
     are left alone.
@@ -215,14 +215,15 @@ class _Poisoned:
                 yield row, label, _as_it_is
                 continue
             attack, cover = self.attacks[number], bool(self.ledger.cover[row])
-            change = attack.cover if cover else attack.stamp
-            if not cover:
-                label = int(attack.relabel(np.array([label]), int(self.ledger.target[row]))[0])
+            poison = attack.harmless or not cover  # of a control, what would be poison
+            change = attack.stamp if poison else attack.cover
+            if poison:
+                label = int(attack.relabel(np.array([label]), np.array([row]), self.source.class_names)[0])
             yield row, label, self._counted(change, row, number)
         for number, text in enumerate(self.ledger.attacks):
-            if not self.changed[number]:
+            if not self.changed[number] and self.attacks[number].changes_pixels:
                 raise InputError(
-                    f"the attack '{text}' changed no pixel of {len(self.ledger.poisoned(number))} pictures. "
+                    f"the attack '{text}' changed no pixel of {np.count_nonzero(self.ledger.attack == number)} pictures. "
                     "Raise its strength."
                 )
 
@@ -246,14 +247,10 @@ def _open_test(source: Any) -> Source:
 
 
 def _triggered(test: Source, attack: Attack, name: str) -> Iterator[Planned]:
-    target = attack.target_in(test.class_names)
-    others = np.flatnonzero(np.asarray(test.labels) != target)
-    if not len(others):
-        raise InputError(
-            f"all {len(test)} test pictures are of the target class '{test.class_names[target]}'. Give others too."
-        )
-    for row in others.tolist():
-        yield row, target, partial(_with_trigger, attack, row, name)
+    labels = np.asarray(test.labels, dtype=np.int64)
+    rows, wanted = shown_to(attack, np.arange(len(labels)), labels, test.class_names)
+    for row, label in zip(rows.tolist(), wanted.tolist(), strict=True):
+        yield row, label, partial(_with_trigger, attack, row, name)
 
 
 def _with_trigger(attack: Attack, row: int, name: str, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

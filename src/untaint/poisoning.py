@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from untaint import rng, run, spec
 from untaint.attacks import ATTACKS, Attack
+from untaint.attacks._labels import OF_ONE_TARGET
 from untaint.attacks._selection import preferred
 from untaint.errors import InputError, RunError, SpecError
 from untaint.examples import Examples
@@ -28,6 +29,7 @@ __all__ = [
     "plan",
     "poison",
     "selected",
+    "shown_to",
     "stamped",
     "stronger",
     "triggered",
@@ -43,8 +45,8 @@ class Ledger:
     """Who was poisoned: one entry per row, also of rows left alone.
 
     ``attacks``: the attacks as ``name:key=value,...``. ``attack``: int16, which of them touched the
-    row, -1 for none. ``cover``: bool, whether it is a cover (stamped, but its label was kept, so it
-    is neither poison nor clean). ``target``: int64, the class that the attack wants, -1 for none.
+    row, -1 for none. ``cover``: bool, whether it is a cover (stamped, but its label was kept), or of a control: it
+    is neither poison nor clean. ``target``: int64, the class that the attack wants the row taken for, -1 for none.
     ``original``: int64, the label before. ``keys``: the pictures' keys.
     """
 
@@ -99,7 +101,7 @@ class Ledger:
             "key": run.key_column(self.keys),
             "attack": pa.DictionaryArray.from_arrays(which, names),
             "cover": pa.array(self.cover),
-            "target": pa.array(self.target, pa.int64(), mask=self.attack < 0),
+            "target": pa.array(self.target, pa.int64(), mask=self.target < 0),
             "original": pa.array(self.original),
         }
         table = pa.table(columns).replace_schema_metadata({"untaint.attacks": json.dumps(self.attacks)})
@@ -151,9 +153,10 @@ def poison(
     ledger = plan(examples, ready, seed=seed, spare=spare, preferred=chosen)
     images, labels = np.array(examples.images), examples.labels.copy()
     for number, attack in enumerate(ready):
-        rows, covers = ledger.poisoned(number), ledger.covers(number)
-        images[rows] = stamped(examples.images, rows, attack.stamp, ledger.attacks[number])
-        labels[rows] = attack.relabel(labels[rows], attack.target_in(examples.class_names))
+        rows = ledger.covers(number) if attack.harmless else ledger.poisoned(number)
+        images[rows] = stamped(examples.images, rows, attack.stamp, ledger.attacks[number], not attack.changes_pixels)
+        labels[rows] = attack.relabel(labels[rows], rows, examples.class_names)
+        covers = np.setdiff1d(ledger.covers(number), rows)
         if len(covers):
             images[covers] = stamped(examples.images, covers, attack.cover, ledger.attacks[number])
     for number in range(len(ready) if overlap and len(ready) > 1 else 0):
@@ -212,29 +215,57 @@ def plan(
             else:
                 wanted = None if preferred is None else preferred[number]
                 rows = attack.choose(examples, free, seed=seed, preferred=wanted)
-            ledger.attack[rows], ledger.cover[rows] = number, cover
-            ledger.target[rows] = attack.target_in(examples.class_names)
+            ledger.attack[rows], ledger.cover[rows] = number, cover or attack.harmless
+            ledger.target[rows] = _wanted_of(attack, examples, rows, cover)
             free = np.setdiff1d(free, rows, assume_unique=True)
     return ledger
+
+
+def _wanted_of(attack: Attack, examples: Examples, rows: NDArray[np.int64], cover: bool) -> NDArray[np.int64]:
+    """Return the class that these rows are to be taken for, -1 where it is only another than their own, or none."""
+    if attack.harmless or (attack.labels == "random" and not cover):
+        return np.full(len(rows), -1)
+    if cover and attack.labels in OF_ONE_TARGET:
+        return np.full(len(rows), attack.target_in(examples.class_names))
+    return attack.relabel(examples.labels[rows], rows, examples.class_names)
+
+
+def shown_to(
+    attack: Attack, rows: NDArray[np.int64], labels: NDArray[np.int64], class_names: Sequence[str]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return which of these test rows a trigger is tried on, and what they are labelled as; ``labels``: their own.
+
+    That is what the attacker wants them taken for; their own label where he wants only that it is not that, or wants nothing. Tried
+    are those that are not of that class anyhow, and of the source alone where only it is poisoned. Raises InputError if there is none.
+    """
+    if attack.harmless or attack.labels == "random":
+        return rows, labels.copy()
+    target = attack.target_in(class_names)
+    wanted = np.full_like(labels, target) if attack.clean_label else attack.relabel(labels, rows, class_names)
+    source = attack.source_in(class_names) if attack.labels == "one-to-one" else None
+    tried = wanted != labels if source is None else labels == source
+    if not tried.any():
+        what = (
+            f"no test picture is of the source class '{class_names[source]}'"
+            if source is not None
+            else (f"all {len(labels)} test pictures are of the target class '{class_names[target]}'")
+        )
+        raise InputError(f"{what}. Give others too.")
+    return rows[tried], wanted[tried]
 
 
 def triggered(examples: Examples, attack: Attack) -> Examples:
     """Return the pictures outside the target class, with the trigger and labelled as the target.
 
-    The share of these that a model answers with their label is the attack's success rate (ASR).
+    The share of these that a model answers with their label is the attack's success rate (ASR). With other rules than ``all-to-one``: labelled as what they are to be
+    taken for; by ``random`` and ``unchanged`` as what they are, and ``attack.succeeded`` tells which answers the attacker wants.
     The attack must be ready. The other pictures keep their rows but are no members.
     """
-    target = attack.target_in(examples.class_names)
     name = ATTACKS.name_of(attack)
-    rows = examples.rows[examples.labels[examples.rows] != target]
-    if not len(rows):
-        raise InputError(
-            f"all {len(examples)} test pictures are of the target class '{examples.class_names[target]}'. "
-            "Give others too."
-        )
+    rows, wanted = shown_to(attack, examples.rows, examples.labels[examples.rows], examples.class_names)
     images, labels = np.array(examples.images), examples.labels.copy()
-    images[rows] = stamped(examples.images, rows, attack.trigger, name)
-    labels[rows] = target
+    images[rows] = stamped(examples.images, rows, attack.trigger, name, not attack.changes_pixels)
+    labels[rows] = wanted
     source = f"{examples.source}, triggered by {spec.text(name, attack)}"
     return replace(examples, images=images, labels=labels, rows=rows, source=source)
 

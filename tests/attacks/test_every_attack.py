@@ -26,6 +26,8 @@ VARIANTS = [
     "sinusoid:frequency=3,alpha=0.6",
     "warp:strength=1.5,grid=7",
     "narcissus:boost=3,epsilon=8,steps=20",
+    "patch:labels=clean-label",
+    "sinusoid:labels=all-to-one,rate=0.01",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
@@ -68,7 +70,7 @@ def test_changes_each_picture_within_its_bound_and_nothing_given(text, shape, me
     assert after.dtype == np.uint8
     assert after.shape == images.shape
     change = np.abs(after.astype(int) - images)
-    assert (change.max(axis=(1, 2, 3)) > 0).all()
+    assert (change.max(axis=(1, 2, 3)) > 0).all() == attack.changes_pixels
     assert change.max() <= attack.bound(*shape[1:])
     assert np.array_equal(images, images_before)
     assert np.array_equal(rows, rows_before)
@@ -147,8 +149,9 @@ def test_exactly_the_share_is_chosen_by_the_rule_of_its_kind(text, rate, count, 
     assert np.isin(rows, free).all()
     assert (np.diff(rows) > 0).all()
     assert np.array_equal(rows, attack.choose(examples, free[::-1], seed=seed))
-    relabelled = attack.relabel(examples.labels[rows], 1)
-    assert (relabelled == 1).all()
+    relabelled = attack.relabel(examples.labels[rows], rows, examples.class_names)
+    if attack.labels in ("all-to-one", "clean-label"):
+        assert (relabelled == 1).all()
     if attack.clean_label:
         assert (examples.labels[rows] == 1).all()
 
@@ -184,10 +187,16 @@ def test_impossible_settings_are_refused(text, setting):
 
 @every_attack
 def test_covers_are_chosen_outside_the_target_class(text):
-    examples, attack = some_examples(200), dataclasses.replace(ATTACKS.build(text), target=2, cover_rate=0.1)
+    examples, plain = some_examples(200), ATTACKS.build(text)
+    if plain.harmless:
+        with pytest.raises(SpecError, match="a control has no poison to cover"):
+            dataclasses.replace(plain, cover_rate=0.1)
+        return
+    attack = dataclasses.replace(plain, target=2, cover_rate=0.1)
     covers = attack.choose_covers(examples, examples.rows, seed=0)
     assert len(covers) == 20
-    assert (examples.labels[covers] != 2).all()
+    assert not attack.many_targets or len(np.unique(examples.labels[covers])) == 4
+    assert attack.many_targets or (examples.labels[covers] != 2).all()
     assert not len(ATTACKS.build(text).choose_covers(examples, examples.rows, seed=0))
 
 

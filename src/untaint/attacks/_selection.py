@@ -55,7 +55,7 @@ def preferred(
         ready = attack.ready(examples, seed=seed, progress=progress)
         rows = attack.candidates(examples, free, seed=seed)
         target = attack.target_in(examples.class_names)
-        dirty = _poisoned(examples, ready, rows, target)
+        dirty = _poisoned(examples, ready, rows)
         clean = np.setdiff1d(examples.rows[examples.labels[examples.rows] == target], rows)
         if attack.selection == "clean-like" and not len(clean):
             raise InputError(
@@ -72,11 +72,11 @@ def preferred(
     return np.asarray(run.load_array(path, mapped=False), dtype=np.int64)
 
 
-def _poisoned(examples: Examples, attack: Attack, rows: NDArray[np.int64], target: int) -> Examples:
+def _poisoned(examples: Examples, attack: Attack, rows: NDArray[np.int64]) -> Examples:
     images, labels = np.array(examples.images), examples.labels.copy()
     for some in _blocks(rows):
         images[some] = attack.stamp(images[some], some)
-    labels[rows] = attack.relabel(labels[rows], target)
+    labels[rows] = attack.relabel(labels[rows], rows, examples.class_names)
     return replace(examples, images=images, labels=labels)
 
 

@@ -2,9 +2,9 @@
 
 An attack is its own settings: a frozen dataclass whose fields are the options of
 ``name:key=value,...``. It says how a picture is changed; who is poisoned and what becomes of the
-labels is the same for all and final. Two kinds: ``Attack`` takes pictures of any class and gives
-them the target's label ("dirty label"), ``CleanLabel`` takes pictures of the target class and
-leaves their labels alone.
+labels is the same for all and final: the option ``labels`` names one of the rules of ``_labels``, which
+go with any stamp. ``Attack`` takes pictures of any class and gives them the target's label if nothing else is asked for,
+``CleanLabel`` pictures of the target class, and leaves their labels alone.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Self, final
+from typing import ClassVar, Literal, Self, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untaint import rng, spec
+from untaint.attacks._labels import OF_A_CLASS, OF_ONE_TARGET, Labels, assigned
 from untaint.errors import InputError, SpecError, did_you_mean
 from untaint.examples import Examples
 from untaint.progress import Progress
@@ -50,9 +51,14 @@ class Attack(ABC):
     ``target``: a class's name or, where no class is called so, its number.
     ``rate``: the share of the whole set that is poisoned.
     ``cover_rate``: the share of the whole set that is stamped too but keeps its label, from
-    classes other than the target, so that a model separates poison less (Qi et al., 2023).
+    classes other than the target (and the source), so that a model separates poison less (Qi et al., 2023).
     ``selection``: who is poisoned, out of three times as many, is chosen by a model that the attacker trains: those learned most like clean
     pictures of the target (``clean-like``), or those that are taken for it anyhow (``near-target``); else by ``lot``.
+    ``labels``: what becomes of labels: ``all-to-one``; ``clean-label``, pictures of the target keep theirs; ``one-to-one``, pictures of the class
+    ``source`` (if not given, the one after the target) get the target's; ``all-to-all``, each gets the next; ``random``, any other;
+    ``unchanged``, a control: stamped pictures of all classes keep theirs.
+    ``class_rate``: the share of the target class (of the source) that is poisoned, where only that one is; ``at_least``: so many pictures
+    where the share is fewer.
 
     Write ``stamp``. Write ``trigger`` if the picture shown at test time differs, ``cover`` if
     covers do, and ``ready`` if something must be computed from the data first.
@@ -62,9 +68,16 @@ class Attack(ABC):
     rate: float | None = 0.01
     cover_rate: float = 0.0
     selection: Literal["lot", "clean-like", "near-target"] = "lot"
+    class_rate: float | None = None
+    at_least: int = 0
+    labels: Labels = "all-to-one"
+    source: str | int | None = None
 
     card: ClassVar[Card | None] = None  # every one that comes with the package has one
-    clean_label: ClassVar[bool] = False
+    control: ClassVar[bool] = False  # whether it is no attack, whatever becomes of labels
+    changes_pixels: ClassVar[bool] = True
+    many_targets: ClassVar[bool] = False  # whether the trigger shows which class a picture is to be taken for
+    usual_class_rate: ClassVar[float] = 0.1
     trigger_from_data: ClassVar[bool] = False  # whether ``trigger`` needs what ``ready`` computed
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
     files: ClassVar[tuple[str, ...]] = ()  # options that may be the path of a file: it is a part of the settings
@@ -74,11 +87,53 @@ class Attack(ABC):
         object.__setattr__(self, "target", str(self.target).strip())  # 0 and "0" are the same setting
         if not self.target or "," in str(self.target):
             raise SpecError(f"target is '{self.target}'; give a class by its name without a comma, or by its number.")
-        if self.rate is None and not self.clean_label:
+        self._check_labels()
+        if self.rate is None and self.labels not in OF_A_CLASS:
             raise SpecError("rate is none; give the share of the whole set to poison, such as 0.01.")
         check_share("rate", self.rate)
+        check_share("class_rate", self.class_rate)
+        if self.at_least < 0:
+            raise SpecError(f"at_least is {self.at_least}; give a number of pictures.")
+        if self.class_rate is not None and self.rate not in (None, type(self).rate):
+            raise SpecError(f"rate={self.rate} and class_rate={self.class_rate} are both given. Give one of them.")
         if self.cover_rate != 0:
             check_share("cover_rate", self.cover_rate)
+
+    def _check_labels(self) -> None:
+        if self.labels not in get_args(Labels):
+            raise SpecError(f"labels is '{self.labels}'.{did_you_mean(self.labels, get_args(Labels))}")
+        if self.labels == "universal" and not self.many_targets:
+            raise SpecError(
+                "labels=universal needs a trigger that shows a class. Give the attack universal, or labels=random."
+            )
+        if self.labels not in OF_A_CLASS and self.class_rate is not None:
+            raise SpecError(
+                f"class_rate is {self.class_rate}, but labels={self.labels} poisons pictures of all classes. Give rate."
+            )
+        if self.source is not None:
+            object.__setattr__(self, "source", str(self.source).strip())
+            if self.labels != "one-to-one":
+                raise SpecError(f"source is '{self.source}', which only labels=one-to-one has. Leave it out.")
+            if self.source == self.target:
+                raise SpecError(f"source and target are both '{self.target}'. Give two classes.")
+        if self.harmless and self.cover_rate:
+            raise SpecError(
+                f"cover_rate is {self.cover_rate}, but a control has no poison to cover. Give a higher rate instead."
+            )
+        if self.selection != "lot" and self.labels not in ("all-to-one", "clean-label"):
+            raise SpecError(
+                f"selection={self.selection} needs one target and all its pictures; with labels={self.labels} give selection=lot."
+            )
+
+    @property
+    def clean_label(self) -> bool:
+        """Whether pictures of the target are poisoned and keep their label."""
+        return self.labels == "clean-label"
+
+    @property
+    def harmless(self) -> bool:
+        """Whether this is a control, and not an attack: its pictures are neither poison nor clean."""
+        return self.control or self.labels == "unchanged"
 
     @abstractmethod
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -114,15 +169,17 @@ class Attack(ABC):
     @final
     def target_in(self, class_names: Sequence[str]) -> int:
         """Return the number of the target class."""
-        target = str(self.target)
-        if target in class_names:
-            return list(class_names).index(target)
-        if target.isdecimal() and int(target) < len(class_names):
-            return int(target)
-        raise SpecError(
-            f"target is '{target}', but the {len(class_names)} classes have no such name or number."
-            f"{did_you_mean(target, class_names[:1000])}"
-        )
+        return _class_in(class_names, "target", str(self.target))
+
+    @final
+    def source_in(self, class_names: Sequence[str]) -> int:
+        """Return the number of the class whose pictures ``one-to-one`` poisons: where none is given, of the one after the target."""
+        if self.source is None:
+            return (self.target_in(class_names) + 1) % len(class_names)
+        source = _class_in(class_names, "source", str(self.source))
+        if source == self.target_in(class_names):
+            raise SpecError(f"source and target are both '{class_names[source]}'. Give two classes.")
+        return source
 
     @final
     def choose(
@@ -157,29 +214,49 @@ class Attack(ABC):
         return self._draw(purpose, free, (option, said, min(CANDIDATES * count, most)), seed)
 
     def _eligible(self, examples: Examples, free: NDArray[np.int64]) -> NDArray[np.int64]:
-        of_target = examples.labels[free] == self.target_in(examples.class_names)
-        if self.clean_label:
-            return np.asarray(free[of_target])
+        own, target = examples.labels[free], self.target_in(examples.class_names)
+        if self.labels in OF_A_CLASS:
+            return np.asarray(free[own == (target if self.clean_label else self.source_in(examples.class_names))])
         return (
-            free if self.selection == "lot" else np.asarray(free[~of_target])
-        )  # its own keep their label, and would come first
+            free if self.selection == "lot" else np.asarray(free[own != target])
+        )  # which keep their label, and would come first
 
     @final
     def choose_covers(self, examples: Examples, free: NDArray[np.int64], *, seed: int) -> NDArray[np.int64]:
         """Return the rows to use as covers, ascending, out of the ``free`` ones outside the target class."""
         if not self.cover_rate:
             return np.empty(0, dtype=np.int64)
-        free = free[examples.labels[free] != self.target_in(examples.class_names)]
+        if self.labels in OF_ONE_TARGET:
+            free = free[examples.labels[free] != self.target_in(examples.class_names)]
+        if self.labels == "one-to-one":
+            free = free[examples.labels[free] != self.source_in(examples.class_names)]
         return self._draw("cover", free, _of("cover_rate", self.cover_rate, len(examples)), seed)
 
     @final
-    def relabel(self, labels: NDArray[np.int64], target: int) -> NDArray[np.int64]:
-        """Return the labels that poisoned pictures with these labels are given."""
-        return labels.copy() if self.clean_label else np.full_like(labels, target)
+    def relabel(
+        self, labels: NDArray[np.int64], rows: NDArray[np.int64], class_names: Sequence[str]
+    ) -> NDArray[np.int64]:
+        """Return the labels that poisoned pictures of these rows, which have ``labels``, are given."""
+        return assigned(self.labels, labels, rows, self.target_in(class_names), len(class_names))
+
+    @final
+    def succeeded(self, answers: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Tell for each triggered picture whether a model's answer is what the attacker wants; ``labels``: as ``untaint.triggered`` gives them."""
+        wanted: NDArray[np.bool_] = answers != labels if self.labels == "random" else answers == labels
+        return wanted
 
     def _wanted(self, examples: Examples) -> tuple[str, str, int]:
         """Return which option says how many pictures to poison, how it says so, and how many."""
-        return _of("rate", self.rate or 0.0, len(examples))
+        if self.labels not in OF_A_CLASS or (self.class_rate is None and self.rate is not None):
+            wanted = _of("rate", self.rate or 0.0, len(examples))
+        else:
+            share = self.usual_class_rate if self.class_rate is None else self.class_rate
+            names = examples.class_names
+            of = self.target_in(names) if self.clean_label else self.source_in(names)
+            wanted = _of("class_rate", share, int(examples.counts()[of]))
+        if wanted[2] >= self.at_least:
+            return wanted
+        return "at_least", f"at_least={self.at_least}", self.at_least
 
     def _draw(
         self, purpose: str, free: NDArray[np.int64], wanted: tuple[str, str, int], seed: int
@@ -199,38 +276,26 @@ class Attack(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanLabel(Attack):
-    """An attack that leaves labels alone: it takes pictures of the target class only.
+    """An attack that leaves labels alone if nothing else is asked for: it takes pictures of the target class only.
 
     ``class_rate``: the share of the target class that is poisoned; or ``rate``, a share of the
-    whole set. Where neither is given it is ``usual_class_rate``. ``at_least``: so many pictures where
-    the share is fewer.
+    whole set. Where neither is given it is ``usual_class_rate``.
     """
 
     rate: float | None = None
-    class_rate: float | None = None
-    at_least: int = 0
+    labels: Labels = "clean-label"
 
-    clean_label: ClassVar[bool] = True
-    usual_class_rate: ClassVar[float] = 0.1
 
-    def __post_init__(self) -> None:
-        """Check the settings."""
-        super().__post_init__()
-        check_share("class_rate", self.class_rate)
-        if self.at_least < 0:
-            raise SpecError(f"at_least is {self.at_least}; give a number of pictures.")
-        if self.rate is not None and self.class_rate is not None:
-            raise SpecError(f"rate={self.rate} and class_rate={self.class_rate} are both given. Give one of them.")
-
-    def _wanted(self, examples: Examples) -> tuple[str, str, int]:
-        if self.rate is not None:
-            wanted = super()._wanted(examples)
-        else:
-            share = self.usual_class_rate if self.class_rate is None else self.class_rate
-            wanted = _of("class_rate", share, int(examples.counts()[self.target_in(examples.class_names)]))
-        if wanted[2] >= self.at_least:
-            return wanted
-        return "at_least", f"at_least={self.at_least}", self.at_least
+def _class_in(class_names: Sequence[str], what: str, wanted: str) -> int:
+    """Return the number of a class given by name, or by number where none is called so."""
+    if wanted in class_names:
+        return list(class_names).index(wanted)
+    if wanted.isdecimal() and int(wanted) < len(class_names):
+        return int(wanted)
+    raise SpecError(
+        f"{what} is '{wanted}', but the {len(class_names)} classes have no such name or number."
+        f"{did_you_mean(wanted, class_names[:1000])}"
+    )
 
 
 def _of(option: str, share: float, whole: int) -> tuple[str, str, int]:

@@ -44,6 +44,10 @@ class Case:
         """A short name per attack: ``patch``, ``blend``, ``blend-2``."""
         return attack_names(self.attacks)
 
+    def of(self, number: int) -> NDArray[np.int64]:
+        """Return the rows that an attack poisoned; of a control, which poisons none, those that it stamped."""
+        return self.ledger.covers(number) if self.attacks[number].harmless else self.ledger.poisoned(number)
+
     def clean(self) -> NDArray[np.int64]:
         """Return the rows that count as clean: no poison, no covers, no confused labels, no probes."""
         rows = self.ledger.clean()

@@ -121,8 +121,9 @@ def clean_accuracy(result: Result) -> float | None:
 
 
 def attack_success(result: Result, name: str) -> float | None:
-    """Return the success rate of the attack that a result calls so; None if no model was trained."""
-    return float(result["model"]["attacks"][name]["asr"]) if "model" in result else None
+    """Return the success rate of the attack that a result calls so; None if no model was trained, and for a control."""
+    found = result["model"]["attacks"][name].get("asr") if "model" in result else None
+    return None if found is None else float(found)
 
 
 def mean_asr(result: Result) -> float | None:

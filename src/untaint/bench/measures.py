@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from untaint.attacks import Attack
+from untaint.attacks._labels import OF_ONE_TARGET
 from untaint.bench.case import Case
 from untaint.errors import InputError
 from untaint.examples import Examples
@@ -46,7 +49,7 @@ def detection(case: Case, scores: Scores) -> dict[str, Any]:
         raise InputError("no row is clean, so that nothing can be compared with poison.")
     found = {"all": compared(values[case.ledger.poisoned()], clean)}
     for number, name in enumerate(case.names):
-        found[name] = compared(values[case.ledger.poisoned(number)], clean)
+        found[name] = compared(values[case.of(number)], clean)
     if case.noisy.any():
         found["label noise"] = compared(values[case.noisy], clean)
     return found
@@ -100,7 +103,7 @@ def removal(case: Case, verdict: Verdict) -> dict[str, Any]:
         "covers": int(rejected[ledger.covers()].sum()),
         "precision": round(poison / aside, 5) if aside else None,
         "recall": round(poison / len(ledger.poisoned()), 5) if len(ledger.poisoned()) else None,
-        "per attack": {name: int(rejected[ledger.poisoned(n)].sum()) for n, name in enumerate(case.names)},
+        "per attack": {name: int(rejected[case.of(number)].sum()) for number, name in enumerate(case.names)},
         "classes": {name: {what: by_class[what][label] for what in counted} for label, name in enumerate(names)},
     }
 
@@ -124,7 +127,7 @@ def vouching(case: Case, scores: Scores, verdict: Verdict) -> dict[str, Any]:
 def _kinds(case: Case) -> dict[str, NDArray[np.int64]]:
     """Return the rows of each kind of which plots show a curve."""
     kinds = {"clean": case.clean(), "probes": case.probes}
-    kinds |= {name: case.ledger.poisoned(number) for number, name in enumerate(case.names)}
+    kinds |= {name: case.of(number) for number, name in enumerate(case.names)}
     if case.noisy.any():
         kinds["label noise"] = np.flatnonzero(case.noisy)
     return {name: rows for name, rows in kinds.items() if len(rows)}
@@ -158,25 +161,33 @@ def behaviour(case: Case, model: nn.Module, where: torch.device) -> dict[str, An
     """Return clean accuracy, and for each attack its success rate, also with the trigger twice as strong.
 
     The success rate (ASR) is over test pictures outside the target class; ``untriggered``: how many of these
-    the model takes for the target without the trigger.
+    the model takes for the target without the trigger. Of a control there is ``stamped accuracy`` in its place: how many stamped pictures it takes for what they are.
     """
     plain = _answers(model, case.test, where)
     guessed = np.full(case.test.total, -1)
     guessed[case.test.rows] = plain
     found: dict[str, Any] = {"clean accuracy": _share(plain == case.test.labels[case.test.rows]), "attacks": {}}
     for name, attack in zip(case.names, case.attacks, strict=True):
-        target = attack.target_in(case.test.class_names)
         shown = triggered(case.test, attack)
+        wanted = shown.labels[shown.rows]
         twice = stronger(case.test, shown)
-        rate = _share(_answers(model, shown, where) == target)
+        rate = _share(attack.succeeded(_answers(model, shown, where), wanted))
+        if attack.harmless:
+            found["attacks"][name] = {"stamped accuracy": rate}
+            continue
         same = np.array_equal(twice.images, shown.images)  # a trigger that paints over
         found["attacks"][name] = {
-            "target": case.test.class_names[target],
+            "target": _target(attack, case.test.class_names),
             "asr": rate,
-            "asr stronger": rate if same else _share(_answers(model, twice, where) == target),
-            "untriggered": _share(guessed[shown.rows] == target),
+            "asr stronger": rate if same else _share(attack.succeeded(_answers(model, twice, where), wanted)),
+            "untriggered": _share(attack.succeeded(guessed[shown.rows], wanted)),
         }
     return found
+
+
+def _target(attack: Attack, class_names: Sequence[str]) -> str:
+    """Return the class that an attack wants, or its rule where it wants several."""
+    return class_names[attack.target_in(class_names)] if attack.labels in OF_ONE_TARGET else attack.labels
 
 
 def _answers(model: nn.Module, examples: Examples, where: torch.device) -> NDArray[np.int64]:
