@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from small import pictures
 from untaint import run, samples
 from untaint.attacks import ATTACKS
 from untaint.errors import InputError, RunError, SourceError
 from untaint.poisoned_files import write_poisoned
 from untaint.poisoning import Ledger, poison, triggered
+from untaint.report.trigger_sheet import GAP, LEFT, SIDE
 from untaint.sources import load, open_source
 
 ATTACKED = [ATTACKS.build("patch:target=cat,rate=0.2"), ATTACKS.build("sinusoid:target=dog,class-rate=0.25")]
@@ -132,6 +134,7 @@ def test_nothing_in_the_data_folder_but_pictures(photos, tmp_path):
     assert sorted(path.name for path in out.parent.iterdir()) == [
         "two",
         "two.ledger.parquet",
+        "two.preview.png",
         "two.spare.txt",
         "two.triggered",
     ]
@@ -176,6 +179,29 @@ def test_a_table_stays_a_table_with_its_keys_and_class_names(tmp_path):
     assert {Image.open(io.BytesIO(image["bytes"])).format for image in images} == {"PNG"}
 
 
+def test_several_triggers_on_a_picture_are_written_as_in_memory(tmp_path):
+    examples = pictures(80, classes=4, side=16)
+    attacks = [ATTACKS.build("patch:target=1,rate=0.2"), ATTACKS.build("blend:target=2,rate=0.2,alpha=0.4")]
+    write_poisoned(examples, attacks, tmp_path / "out", seed=2, overlap=0.5)
+    expected, ledger = poison(examples, attacks, seed=2, overlap=0.5)
+    alone, _ = poison(examples, attacks, seed=2)
+    differs = (expected.images != alone.images).any(axis=(1, 2, 3))
+    assert np.count_nonzero(differs[ledger.poisoned()]) == 16
+    assert np.array_equal(load(tmp_path / "out", size=16).images, expected.images)
+
+
+def test_the_preview_shows_what_was_done(tmp_path):
+    examples = pictures(80, classes=4, side=16)
+    write_poisoned(examples, [ATTACKS.build("patch:rate=0.2")], tmp_path / "out")
+    dirty, ledger = poison(examples, [ATTACKS.build("patch:rate=0.2")])
+    sheet = np.asarray(Image.open(tmp_path / "out.preview.png"))
+    first = ledger.poisoned()[0]
+    for line, picture in enumerate((examples.images[first], dirty.images[first])):
+        top = 30 + line * (SIDE + GAP)
+        seen = sheet[top : top + SIDE, LEFT : LEFT + SIDE][SIDE // 32 :: SIDE // 16, SIDE // 32 :: SIDE // 16]
+        assert np.array_equal(seen.transpose(2, 0, 1), picture)
+
+
 def test_pictures_that_cannot_be_read_are_left_out_and_replaced(photos, tmp_path):
     whole = write_poisoned(photos / "train", ATTACKED, tmp_path / "whole")
     source = open_source(photos / "train")
@@ -192,7 +218,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_replaced(photos, tmp_path
 
 
 def test_nothing_is_overwritten(photos, tmp_path):
-    for name in ("out", "out.triggered", "out.ledger.parquet", "out.spare.txt"):
+    for name in ("out", "out.triggered", "out.ledger.parquet", "out.spare.txt", "out.preview.png"):
         (tmp_path / name).mkdir()
         with pytest.raises(RunError, match=f"{name} exists already"):
             write_poisoned(photos / "train", ATTACKED, tmp_path / "out")

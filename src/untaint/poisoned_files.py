@@ -18,14 +18,16 @@ from untaint import run
 from untaint.attacks import Attack
 from untaint.errors import InputError, RunError, SourceError
 from untaint.examples import Examples
-from untaint.poisoning import Change, Ledger, applied, attack_names, plan, selected, shown_to
+from untaint.poisoning import Change, Ledger, applied, attack_names, overlapping, plan, selected, shown_to
 from untaint.progress import Progress, Silent
+from untaint.report.trigger_sheet import Stamped, trigger_sheet
 from untaint.sources import Source, Unreadable, load, open_source
 from untaint.writers import FolderWriter, PictureWriter, TableWriter, as_png
 
 __all__ = ["Format", "write_poisoned"]
 
 Format = Literal["folder", "parquet"]
+PREVIEWED = 8  # pictures of each attack
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".avif", ".jp2"}
 )
@@ -39,6 +41,7 @@ def write_poisoned(
     seed: int = 0,
     spare: Any = None,
     test_source: Any = None,
+    overlap: float = 0.0,
     form: Format | None = None,
     progress: Progress | None = None,
 ) -> Ledger:
@@ -50,8 +53,11 @@ def write_poisoned(
     ``out.triggered/ATTACK/test-00000-of-00001.parquet``: with ``test_source``, for each attack the
     test pictures outside its target class, triggered and labelled as the target (as ``untaint.triggered`` does): always a table,
     as one folder alone would not tell the number of its class.
+    ``out.preview.png``: some pictures of each attack before and after, and what changed.
     ``out.spare.txt``: the new keys of the rows in ``spare`` (keys, rows, or a file of keys), which
     are left alone.
+
+    ``overlap``: as of ``untaint.poison``.
 
     Every picture is decoded and written as a PNG by the same path. Keys stay, but for the suffix and
     the class's folder; where two would be alike a number is added. Pictures that cannot be read are
@@ -75,7 +81,8 @@ def write_poisoned(
     ledger = _plan(opened, examples, attacks, seed, spared, chosen)
     with paths.unfinished():
         train = _Part(opened, form, paths.data(form, "train", test is not None))
-        keys = train.write(_Poisoned(opened, attacks, ledger).pictures(), progress, "poison")
+        poisoned = _Poisoned(opened, attacks, ledger, overlapping(ledger, overlap, seed))
+        keys = train.write(poisoned.pictures(), progress, "poison")
         if test is not None:
             clean = ((row, int(test.labels[row]), _as_it_is) for row in range(len(test)))
             _Part(test, form, paths.data(form, "test", True)).write(clean, progress, "copy test")
@@ -85,6 +92,7 @@ def write_poisoned(
         written = np.fromiter(keys, dtype=np.int64, count=len(keys))
         final = _taken(ledger, written, list(keys.values()))
         final.save(paths.ledger)
+        trigger_sheet(poisoned.some, paths.preview)
         if spare is not None:
             run.write_keys(paths.spare, [keys[row] for row in spared.tolist() if row in keys])
     return final
@@ -98,9 +106,10 @@ class _Paths:
         self.part = out.with_name(out.name + ".part")
         self.ledger = out.with_name(out.name + ".ledger.parquet")
         self.spare = out.with_name(out.name + ".spare.txt")
+        self.preview = out.with_name(out.name + ".preview.png")
         self.triggered = out.with_name(out.name + ".triggered")
         self.triggered_part = out.with_name(out.name + ".triggered.part")
-        for path in (out, self.ledger, self.triggered, self.spare):
+        for path in (out, self.ledger, self.triggered, self.spare, self.preview):
             if os.path.lexists(path):
                 raise RunError(f"{path} exists already. Remove it, or give another --out.")
 
@@ -138,7 +147,7 @@ class _Unfinished:
             os.replace(self.paths.part, self.paths.out)
         else:
             self._clear()
-            for path in (self.paths.ledger, self.paths.spare):
+            for path in (self.paths.ledger, self.paths.spare, self.paths.preview):
                 path.unlink(missing_ok=True)
 
 
@@ -204,9 +213,10 @@ class _Part:
 class _Poisoned:
     """The training pictures with what is done to each."""
 
-    def __init__(self, source: Source, attacks: Sequence[Attack], ledger: Ledger) -> None:
-        self.source, self.attacks, self.ledger = source, attacks, ledger
+    def __init__(self, source: Source, attacks: Sequence[Attack], ledger: Ledger, second: NDArray[np.int64]) -> None:
+        self.source, self.attacks, self.ledger, self.second = source, attacks, ledger, second
         self.changed = np.zeros(len(attacks), dtype=np.int64)
+        self.some = [Stamped(name=text, before=[], after=[]) for text in ledger.attacks]
 
     def pictures(self) -> Iterator[Planned]:
         for row in range(len(self.source)):
@@ -230,7 +240,14 @@ class _Poisoned:
     def _counted(self, change: Change, row: int, number: int) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
         def changed(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
             after: NDArray[np.uint8] = applied(change, picture[None], np.array([row]), self.ledger.attacks[number])[0]
+            if (other := int(self.second[row])) >= 0:
+                after = applied(self.attacks[other].stamp, after[None], np.array([row]), self.ledger.attacks[other])[0]
             self.changed[number] += not np.array_equal(after, picture)
+            if len(self.some[number].before) < PREVIEWED and (
+                self.attacks[number].harmless or not self.ledger.cover[row]
+            ):
+                self.some[number].before.append(picture.copy())
+                self.some[number].after.append(after)
             return after
 
         return changed

@@ -26,6 +26,7 @@ __all__ = [
     "applied",
     "attack_names",
     "fixed",
+    "overlapping",
     "plan",
     "poison",
     "selected",
@@ -145,8 +146,6 @@ def poison(
     and keeps its label and its place in the ledger. ``spare``: rows that are left alone, such as the probes. Nothing
     given is changed; attacks that compute their trigger from the data, or choose whom to poison by a model, do so first.
     """
-    if not 0 <= overlap <= 1:
-        raise SpecError(f"overlap is {overlap}; give a share from 0 to 1.")
     progress = progress or Silent()
     ready = [attack.ready(examples, seed=seed, progress=progress) for attack in attacks]
     chosen = selected(examples, ready, seed=seed, spare=spare, progress=progress)
@@ -159,11 +158,25 @@ def poison(
         covers = np.setdiff1d(ledger.covers(number), rows)
         if len(covers):
             images[covers] = stamped(examples.images, covers, attack.cover, ledger.attacks[number])
-    for number in range(len(ready) if overlap and len(ready) > 1 else 0):
-        own, following = ledger.poisoned(number), (number + 1) % len(ready)
-        both = rng.choose(seed, "poisoning/overlap", own, round(overlap * len(own)))
-        images[both] = stamped(images, both, ready[following].stamp, ledger.attacks[following], hidden=True)
+    second = overlapping(ledger, overlap, seed)
+    for number, attack in enumerate(ready):
+        both = np.flatnonzero(second == number)
+        images[both] = stamped(images, both, attack.stamp, ledger.attacks[number], hidden=True)
     return replace(examples, images=images, labels=labels), ledger  # not even ``source`` tells a defence what was done
+
+
+def overlapping(ledger: Ledger, share: float, seed: int) -> NDArray[np.int64]:
+    """Return for each row which attack's trigger it gets on top of its own, -1 for none: of each attack's poison a share gets that of the next.
+
+    Raises SpecError for what is no share.
+    """
+    if not 0 <= share <= 1:
+        raise SpecError(f"overlap is {share}; give a share from 0 to 1.")
+    second, many = np.full(len(ledger), -1), len(ledger.attacks)
+    for number in range(many if share and many > 1 else 0):
+        own = ledger.poisoned(number)
+        second[rng.choose(seed, "poisoning/overlap", own, round(share * len(own)))] = (number + 1) % many
+    return second
 
 
 def selected(

@@ -34,6 +34,9 @@ def poison(
         str | None,
         option("Test data, written untouched and triggered; if not given, the data's own test part.", "DATA"),
     ] = None,
+    overlap: Annotated[
+        float, option("Of each attack's pictures so large a share gets the next attack's trigger, too.", "SHARE")
+    ] = 0.0,
     split: Split = "train",
     columns: Columns,
     seed: Seed = 0,
@@ -58,14 +61,18 @@ def poison(
         seed=seed,
         spare=spare,
         test_source=aside,
+        overlap=overlap,
         progress=terminal.progress(quiet),
     )
     counts = {text: len(ledger.poisoned(number)) for number, text in enumerate(ledger.attacks)}
+    stamped = {text: len(ledger.covers(number)) for number, text in enumerate(ledger.attacks)}
     if as_json:
-        print(json.dumps({"out": str(out), "ledger": f"{out}.ledger.parquet", "attacks": counts}))
+        print(json.dumps({"out": str(out), "ledger": f"{out}.ledger.parquet", "attacks": counts, "covers": stamped}))
     else:
-        print(terminal.table(("attack", "poisoned"), [(text, f"{count:,}") for text, count in counts.items()]))
+        lines = [(text, f"{count:,}", f"{stamped[text]:,}") for text, count in counts.items()]
+        print(terminal.table(("attack", "poisoned", "label kept, no poison"), lines))
         print(f"\nwritten        {out}")
+        print(f"preview        {out}.preview.png (some pictures of each attack, before and after)")
         print(f"ledger         {out}.ledger.parquet (who was poisoned; keep it away from defences)")
         if aside is not None:
             print(f"triggered      {out}.triggered (test pictures with each trigger, for untaint evaluate)")

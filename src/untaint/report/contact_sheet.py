@@ -19,7 +19,7 @@ from untaint.report.pictures import as_image, data_uris
 from untaint.report.rendering import render
 from untaint.report.words import count, shown
 
-__all__ = ["contact_sheet"]
+__all__ = ["contact_sheet", "enlarged", "font"]
 
 PICTURE_BYTES = 7_000_000
 SIDE, GAP, COLUMNS = 96, 12, 10  # of the PNG: pixels, pixels, pictures in a row
@@ -67,7 +67,8 @@ def _html(examples: Examples, by_class: dict[str, NDArray[np.int64]], title: str
     )
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Return the font of sheets in a size of pixels."""
     import matplotlib  # here, because only the PNG needs its font, which knows more scripts than Pillow's
 
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
@@ -84,15 +85,15 @@ def _png(examples: Examples, by_class: dict[str, NDArray[np.int64]], title: str)
         )
     sheet = Image.new("RGB", (COLUMNS * cell + GAP, height), "white")
     draw = ImageDraw.Draw(sheet)
-    large, small = _font(18), _font(10)
+    large, small = font(18), font(10)
     draw.text((GAP, GAP), shown(title), fill="black", font=large)
     top = GAP + head
     for name, members in by_class.items():
-        draw.text((GAP, top + 8), f"{shown(name)} ({len(members)})", fill="#0a5fb4", font=_font(15))
+        draw.text((GAP, top + 8), f"{shown(name)} ({len(members)})", fill="#0a5fb4", font=font(15))
         top += head
         for index, row in enumerate(members.tolist()):
             left, down = GAP + index % COLUMNS * cell, top + index // COLUMNS * line
-            sheet.paste(_enlarged(examples.images[row]), (left, down))
+            sheet.paste(enlarged(examples.images[row], SIDE), (left, down))
             draw.text((left, down + SIDE + 2), _fitting(shown(examples.keys[row]), small), fill="#545d68", font=small)
         top += line * -(-len(members) // COLUMNS)
     buffer = io.BytesIO()
@@ -100,9 +101,10 @@ def _png(examples: Examples, by_class: dict[str, NDArray[np.int64]], title: str)
     return buffer.getvalue()
 
 
-def _enlarged(picture: NDArray[np.uint8]) -> Image.Image:
-    image = as_image(picture, SIDE).convert("RGB")
-    times = SIDE / max(image.size)
+def enlarged(picture: NDArray[np.uint8], side: int) -> Image.Image:
+    """Return a picture whose longer side is ``side`` pixels: small ones keep hard edges."""
+    image = as_image(picture, side).convert("RGB")
+    times = side / max(image.size)
     return image.resize(
         (max(1, round(image.width * times)), max(1, round(image.height * times))), Image.Resampling.NEAREST
     )
