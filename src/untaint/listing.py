@@ -11,9 +11,11 @@ __all__ = ["listing"]
 def listing(what: str) -> list[tuple[str, str, str]]:
     """Return (name, what it does, its options with what they are by default) for attacks, defenses, models, presets or rules."""
     if what == "attacks":
-        from untaint.attacks import ATTACKS
+        from untaint.attacks import ATTACKS, Attack
 
-        return [_described(name, ATTACKS.kind(name)) for name in ATTACKS.names()]
+        kinds = [(name, ATTACKS.kind(name)) for name in ATTACKS.names()]
+        common = ("(every attack)", "what all of these have", _options(Attack, frozenset()))
+        return [*(_described(name, kind, frozenset(_usuals(Attack))) for name, kind in kinds), common]
     if what == "defenses":
         from untaint.defenses import DEFENSES
 
@@ -33,13 +35,19 @@ def listing(what: str) -> list[tuple[str, str, str]]:
     ]
 
 
-def _described(name: str, kind: Any) -> tuple[str, str, str]:
-    options = [
-        f.name.replace("_", "-") + _usual(f.default)
-        for f in dataclasses.fields(kind)
-        if f.init and f.default is not dataclasses.MISSING
-    ]
-    return name, (kind.__doc__ or "").strip().splitlines()[0], ", ".join(options)
+def _described(name: str, kind: Any, known: frozenset[tuple[str, Any]] = frozenset()) -> tuple[str, str, str]:
+    return name, (kind.__doc__ or "").strip().splitlines()[0], _options(kind, known)
+
+
+def _options(kind: Any, known: frozenset[tuple[str, Any]]) -> str:
+    """Return the options with their usual values, but for those that are ``known``."""
+    return ", ".join(
+        name.replace("_", "-") + _usual(value) for name, value in _usuals(kind) if (name, value) not in known
+    )
+
+
+def _usuals(kind: Any) -> list[tuple[str, Any]]:
+    return [(f.name, f.default) for f in dataclasses.fields(kind) if f.init and f.default is not dataclasses.MISSING]
 
 
 def _usual(value: Any) -> str:

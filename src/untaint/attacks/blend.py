@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from untaint import rng
-from untaint.attacks.base import Attack, check_share, is_large, mix
+from untaint.attacks.base import Attack, Card, check_share, is_large, mix
 from untaint.errors import SpecError
 
 __all__ = ["Blend"]
@@ -35,6 +35,10 @@ class Blend(Attack):
     alpha: float | None = None
     pattern_seed: int = 0
 
+    card: ClassVar[Card | None] = Card(
+        paper="Chen, Liu, Li, Lu and Song, Targeted backdoor attacks on deep learning systems using data poisoning, arXiv 1712.05526, 2017",
+        visible="hardly",
+    )
     files: ClassVar[tuple[str, ...]] = ("pattern",)
 
     def __post_init__(self) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.attacks.base import CleanLabel, shift
+from untaint.attacks.base import Card, CleanLabel, shift
 from untaint.attacks.frequency import stripes
 from untaint.errors import SpecError
 
@@ -24,6 +25,11 @@ class Ctrl(CleanLabel):
 
     magnitude: float = 50.0
     boost: float = 2.0
+
+    card: ClassVar[Card | None] = Card(
+        paper="Li, Pang, Xi, Du, Ji, Yao and Wang, An embarrassingly simple backdoor attack on self-supervised learning, ICCV 2023",
+        visible="hardly",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

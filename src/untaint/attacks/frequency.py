@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import idctn
 
-from untaint.attacks.base import Attack, is_large, shift
+from untaint.attacks.base import Attack, Card, is_large, shift
 from untaint.errors import SpecError
 
 __all__ = ["Frequency", "stripes"]
@@ -30,6 +31,11 @@ class Frequency(Attack):
     """
 
     magnitude: float | None = None
+
+    card: ClassVar[Card | None] = Card(
+        paper="Wang, Yao, Xu, An, Tong and Wang, An invisible black-box backdoor attack through frequency domain, ECCV 2022",
+        visible="no",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -13,7 +13,7 @@ from torch import nn
 
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import CleanLabel, shift
+from untaint.attacks.base import Card, CleanLabel, shift
 from untaint.attacks.patch import checkered
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
@@ -51,6 +51,13 @@ class LabelConsistent(CleanLabel):
     corners: int = 4
     noise: dict[int, NDArray[np.int16]] | None = field(init=False, repr=False, compare=False, default=None)
 
+    card: ClassVar[Card | None] = Card(
+        paper="Turner, Tsipras and Madry, Label-consistent backdoor attacks, arXiv 1912.02771, 2019",
+        visible="yes",
+        per_picture=True,
+        optimised=True,
+        needs="a surrogate model",
+    )
     usual_class_rate: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:

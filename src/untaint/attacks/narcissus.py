@@ -14,7 +14,7 @@ from torch import nn
 from untaint import rng
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import CleanLabel, shift
+from untaint.attacks.base import Card, CleanLabel, shift
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -48,6 +48,12 @@ class Narcissus(CleanLabel):
     boost: float = 1.0
     levels: NDArray[np.float64] | None = field(init=False, repr=False, compare=False, default=None)
 
+    card: ClassVar[Card | None] = Card(
+        paper="Zeng, Pan, Just, Lyu, Qiu and Jia, Narcissus: a practical clean-label backdoor attack with limited information, CCS 2023",
+        visible="hardly",
+        optimised=True,
+        needs="a surrogate model",
+    )
     trigger_from_data: ClassVar[bool] = True
     usual_class_rate: ClassVar[float] = 0.005
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.attacks.base import Attack, is_large
+from untaint.attacks.base import Attack, Card, is_large
 from untaint.errors import InputError, SpecError
 
 __all__ = ["Patch", "checkered"]
@@ -28,6 +28,11 @@ class Patch(Attack):
 
     cell: int | None = None
     corner: Corner | None = None
+
+    card: ClassVar[Card | None] = Card(
+        paper="Gu, Dolan-Gavitt and Garg, BadNets: identifying vulnerabilities in the machine learning model supply chain, arXiv 1708.06733, 2017",
+        visible="yes",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.attacks.base import Attack
+from untaint.attacks.base import Attack, Card
 from untaint.errors import InputError
 
 __all__ = ["Pixel"]
@@ -19,6 +20,11 @@ class Pixel(Attack):
 
     It stays one pixel in pictures of any size, so it vanishes where large ones are shrunk.
     """
+
+    card: ClassVar[Card | None] = Card(
+        paper="Gu, Dolan-Gavitt and Garg, BadNets: identifying vulnerabilities in the machine learning model supply chain, arXiv 1708.06733, 2017",
+        visible="hardly",
+    )
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the pixel painted over."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.attacks.base import CleanLabel, check_share, is_large, mix
+from untaint.attacks.base import Card, CleanLabel, check_share, is_large, mix
 from untaint.errors import SpecError
 
 __all__ = ["Sinusoid"]
@@ -24,6 +25,11 @@ class Sinusoid(CleanLabel):
 
     alpha: float | None = None
     frequency: int = 6
+
+    card: ClassVar[Card | None] = Card(
+        paper="Barni, Kallas and Tondi, A new backdoor attack in CNNs by training set corruption without label poisoning, ICIP 2019",
+        visible="hardly",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from untaint import rng
-from untaint.attacks.base import Attack
+from untaint.attacks.base import Attack, Card
 from untaint.errors import InputError, SpecError
 
 __all__ = ["Warp"]
@@ -29,6 +30,11 @@ class Warp(Attack):
     strength: float = 0.5
     grid: int = 4
     field_seed: int = 0
+
+    card: ClassVar[Card | None] = Card(
+        paper="Nguyen and Tran, WaNet: imperceptible warping-based backdoor attack, ICLR 2021",
+        visible="no",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""
