@@ -1,4 +1,4 @@
-"""Writes docs/results.md and the figures of README.md and docs/eigenguard.md from results/: every table there is made here, none is typed.
+"""Writes docs/results.md, docs/attacks.md and the figures of README.md and docs/eigenguard.md from results/ and the attacks' own files: every table there is made here, none is typed.
 
 With --check nothing is written, and it is an error if a page is not what would be.
 """
@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from _attacks import page as attacks
 from _front import readme
 from _grids import ROOT, benchmark, plots
 from _guards import guards
@@ -78,7 +79,12 @@ def page() -> str:
 def pages() -> dict[Path, str]:
     """Each page, and what it should be."""
     front, layer = ROOT / "README.md", ROOT / "docs" / "eigenguard.md"
-    return {ROOT / "docs" / "results.md": page(), front: readme(front.read_text()), layer: guards(layer.read_text())}
+    return {
+        ROOT / "docs" / "results.md": page(),
+        ROOT / "docs" / "attacks.md": attacks(),
+        front: readme(front.read_text()),
+        layer: guards(layer.read_text()),
+    }
 
 
 if __name__ == "__main__":
