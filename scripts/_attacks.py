@@ -42,7 +42,10 @@ def page() -> str:
         "What all attacks have, with what it usually is: `"
         + options["(every attack)"]
         + "`. With `selection=clean-like` or `near-target` a model of the attacker's chooses whom to poison.",
-        "## All of them\n\n" + table(["", "visible", "another for each picture", "optimised", "needs"], cards),
+        "## All of them\n\n"
+        + table(
+            ["", "visible", "PSNR, at least", "SSIM, at least", "another for each picture", "optimised", "needs"], cards
+        ),
         *(section(name, kind, options[name]) for name, kind in kinds.items()),
     ]
     return "\n\n".join(parts) + "\n"

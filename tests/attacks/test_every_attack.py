@@ -10,11 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+from skimage.metrics import structural_similarity
 
-from untaint import spec
+from untaint import samples, spec
 from untaint.attacks import ATTACKS, Attack
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
+from untaint.sources import load
 from untaint.training import loop
 from untaint.training.device import Trial
 
@@ -207,6 +209,25 @@ def test_a_target_is_a_name_or_else_a_number():
     for wrong in ("4", "-1", "dgo"):
         with pytest.raises(SpecError, match=f"target is '{wrong}', but the 4 classes"):
             ATTACKS.build(f"patch:target={wrong}").target_in(names)
+
+
+@pytest.mark.parametrize("name", ATTACKS.names())
+def test_photographs_stay_as_like_as_its_card_says_and_hardly_more(name):
+    card = ATTACKS.kind(name).card
+    assert card is not None
+    photographs = load(samples.path(), split="test")
+    some = photographs.take(photographs.rows[::10])
+    attack = ATTACKS.build(name).ready(some)
+    before = some.images[some.rows]
+    after = attack.stamp(before, some.rows)
+    errors = ((after.astype(np.float64) - before) ** 2).mean(axis=(1, 2, 3))
+    psnr = np.mean(10 * np.log10(255**2 / np.maximum(errors, 1e-6)))
+    ssim = np.mean([structural_similarity(*both, channel_axis=0) for both in zip(before, after, strict=True)])
+    assert card.psnr <= psnr <= card.psnr + 3 or not attack.changes_pixels
+    assert card.ssim <= ssim + 1e-9 <= card.ssim + 0.06
+    if card.visible == "no" and not attack.harmless:
+        assert psnr > 25
+        assert ssim > 0.9
 
 
 @pytest.mark.parametrize("name", ATTACKS.names())

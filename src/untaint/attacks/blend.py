@@ -38,6 +38,8 @@ class Blend(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Chen, Liu, Li, Lu and Song, Targeted backdoor attacks on deep learning systems using data poisoning, arXiv 1712.05526, 2017",
         visible="hardly",
+        psnr=30,
+        ssim=0.94,
     )
     files: ClassVar[tuple[str, ...]] = ("pattern",)
 

@@ -29,6 +29,8 @@ class Ctrl(CleanLabel):
     card: ClassVar[Card | None] = Card(
         paper="Li, Pang, Xi, Du, Ji, Yao and Wang, An embarrassingly simple backdoor attack on self-supervised learning, ICCV 2023",
         visible="hardly",
+        psnr=37,
+        ssim=0.97,
     )
 
     def __post_init__(self) -> None:

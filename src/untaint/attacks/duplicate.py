@@ -36,6 +36,8 @@ class Duplicate(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Barz and Denzler, Do we train on test data? Purging CIFAR of near-duplicates, J. Imaging 2020",
         visible="no",
+        psnr=8,
+        ssim=0.0,
         needs="the training pictures",
     )
     control: ClassVar[bool] = True

@@ -35,6 +35,8 @@ class Frequency(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Wang, Yao, Xu, An, Tong and Wang, An invisible black-box backdoor attack through frequency domain, ECCV 2022",
         visible="no",
+        psnr=42,
+        ssim=0.98,
     )
 
     def __post_init__(self) -> None:

@@ -54,6 +54,8 @@ class LabelConsistent(CleanLabel):
     card: ClassVar[Card | None] = Card(
         paper="Turner, Tsipras and Madry, Label-consistent backdoor attacks, arXiv 1912.02771, 2019",
         visible="yes",
+        psnr=24,
+        ssim=0.95,
         per_picture=True,
         optimised=True,
         needs="a surrogate model",

@@ -26,6 +26,8 @@ class LabelNoise(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Frénay and Verleysen, Classification in the presence of label noise: a survey, IEEE TNNLS 2014",
         visible="no",
+        psnr=100,
+        ssim=1.0,
     )
     control: ClassVar[bool] = True
     changes_pixels: ClassVar[bool] = False

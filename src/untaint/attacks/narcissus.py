@@ -51,6 +51,8 @@ class Narcissus(CleanLabel):
     card: ClassVar[Card | None] = Card(
         paper="Zeng, Pan, Just, Lyu, Qiu and Jia, Narcissus: a practical clean-label backdoor attack with limited information, CCS 2023",
         visible="hardly",
+        psnr=24,
+        ssim=0.83,
         optimised=True,
         needs="a surrogate model",
     )

@@ -32,6 +32,8 @@ class Patch(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Gu, Dolan-Gavitt and Garg, BadNets: identifying vulnerabilities in the machine learning model supply chain, arXiv 1708.06733, 2017",
         visible="yes",
+        psnr=32,
+        ssim=0.98,
     )
 
     def __post_init__(self) -> None:

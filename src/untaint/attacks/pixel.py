@@ -24,6 +24,8 @@ class Pixel(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Gu, Dolan-Gavitt and Garg, BadNets: identifying vulnerabilities in the machine learning model supply chain, arXiv 1708.06733, 2017",
         visible="hardly",
+        psnr=39,
+        ssim=0.98,
     )
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -29,6 +29,8 @@ class Sinusoid(CleanLabel):
     card: ClassVar[Card | None] = Card(
         paper="Barni, Kallas and Tondi, A new backdoor attack in CNNs by training set corruption without label poisoning, ICIP 2019",
         visible="hardly",
+        psnr=23,
+        ssim=0.81,
     )
 
     def __post_init__(self) -> None:
