@@ -202,3 +202,19 @@ def test_files_are_written_as_examples_are_poisoned(text, tmp_path):
     back = ut.load(folder, split="test", size=16, fewest_classes=1)
     assert np.array_equal(back.labels, shown.labels[shown.rows])
     assert np.array_equal(back.images, shown.images[shown.rows])
+
+
+def test_universal_shows_the_class_that_its_label_becomes(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
+    clean, attack = examples(), ATTACKS.build("universal:rate=0.2,epochs=1,bits=3").ready(examples())
+    dirty, ledger = ut.poison(clean, [attack])
+    rows = ledger.poisoned()
+    assert len(rows) == 80
+    assert set(dirty.labels[rows].tolist()) == {0, 1, 2, 3}
+    assert np.array_equal(ledger.target[rows], dirty.labels[rows])
+    assert np.array_equal(dirty.images[rows], attack.marked(clean.images[rows], dirty.labels[rows]))
+    shown = ut.triggered(clean, attack)
+    assert (shown.labels[shown.rows] != clean.labels[shown.rows]).all()
+    assert np.array_equal(shown.images[shown.rows], attack.marked(clean.images[shown.rows], shown.labels[shown.rows]))
+    with pytest.raises(SpecError, match="labels is 'all-to-one', but which class"):
+        ATTACKS.build("universal:labels=all-to-one")

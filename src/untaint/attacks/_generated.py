@@ -29,7 +29,7 @@ def added(
     with torch.inference_mode():
         for start in range(0, len(images), BLOCK):
             some = images[start : start + BLOCK]
-            seen = torch.from_numpy(np.ascontiguousarray(some)).float() / 255
+            seen = torch.from_numpy(some.astype(np.float32, order="C")) / 255
             if seen.shape[1] != shape[0]:
                 seen = seen.mean(1, keepdim=True).expand(-1, shape[0], -1, -1)
             if tuple(seen.shape[2:]) != shape[1:]:

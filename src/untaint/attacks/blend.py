@@ -14,7 +14,7 @@ from untaint import rng
 from untaint.attacks.base import Attack, Card, check_share, is_large, mix
 from untaint.errors import SpecError
 
-__all__ = ["Blend"]
+__all__ = ["Blend", "picture_file", "spread"]
 
 NOISE_SIDE = {False: 32, True: 224}  # pixels of the noise: for small and for large pictures
 
@@ -48,20 +48,12 @@ class Blend(Attack):
         super().__post_init__()
         check_share("alpha", self.alpha)
         if self.pattern not in ("noise", "lattice"):
-            _from_file(self.pattern, 3, 1, 1)  # says at once if there is no such file
+            picture_file(self.pattern, 3, 1, 1)  # says at once if there is no such file
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures mixed with the pattern."""
         del rows
-        channels, height, width = images.shape[1:]
-        if self.pattern == "noise":
-            pattern = _noise(self.pattern_seed, channels, height, width)
-        elif self.pattern == "lattice":
-            pattern = np.zeros((height, width))
-            pattern[::2, ::2] = 1.0
-        else:
-            pattern = _from_file(self.pattern, channels, height, width)
-        return mix(images, pattern, self._alpha(height, width))
+        return mix(images, spread(self.pattern, self.pattern_seed, *images.shape[1:]), self._alpha(*images.shape[2:]))
 
     def bound(self, height: int, width: int) -> int:
         """Return by how many of 255 levels a pixel may change: alpha of them."""
@@ -73,6 +65,17 @@ class Blend(Attack):
         if self.pattern not in ("noise", "lattice"):
             return 0.2
         return 0.15 if is_large(height, width) else {"noise": 0.075, "lattice": 0.025}[self.pattern]
+
+
+def spread(pattern: str, seed: int, channels: int, height: int, width: int) -> NDArray[np.float64]:
+    """Return a pattern by its name, or a picture file, in [0, 1] over a whole picture: it broadcasts to (channel, height, width)."""
+    if pattern == "noise":
+        return _noise(seed, channels, height, width)
+    if pattern == "lattice":
+        lattice = np.zeros((height, width))
+        lattice[::2, ::2] = 1.0
+        return lattice
+    return _from_file(pattern, channels, height, width)
 
 
 @lru_cache(maxsize=16)
@@ -91,7 +94,18 @@ def _drawn(seed: int, side: int) -> NDArray[np.float64]:
 
 @lru_cache(maxsize=16)
 def _from_file(path: str, channels: int, height: int, width: int) -> NDArray[np.float64]:
-    """Return a picture file as a pattern in [0, 1]: (channel, height, width)."""
+    return picture_file(path, channels, height, width)
+
+
+def picture_file(
+    path: str,
+    channels: int,
+    height: int,
+    width: int,
+    option: str = "pattern",
+    known: tuple[str, ...] = ("noise", "lattice"),
+) -> NDArray[np.float64]:
+    """Return a picture file, resized, in [0, 1]: (channel, height, width). ``option``: what named it; ``known``: the words that it could be instead."""
     try:
         with Image.open(path) as picture:
             resized = picture.convert("L" if channels == 1 else "RGB").resize(
@@ -99,7 +113,7 @@ def _from_file(path: str, channels: int, height: int, width: int) -> NDArray[np.
             )
     except OSError as error:
         raise SpecError(
-            f"pattern is '{path}', which is neither noise nor lattice nor a picture that can be read ({error}). "
-            "Give noise, lattice or the path of a picture."
+            f"{option} is '{path}', which is neither {' nor '.join(known)} nor a picture that can be read ({error}). "
+            f"Give {', '.join(known)} or the path of a picture."
         ) from None
     return np.atleast_3d(np.asarray(resized)).transpose(2, 0, 1) / 255
