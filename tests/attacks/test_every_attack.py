@@ -26,6 +26,13 @@ VARIANTS = [
     "sinusoid:frequency=3,alpha=0.6",
     "warp:strength=1.5,grid=7",
     "narcissus:boost=3,epsilon=8,steps=20",
+    "badnets:side=5,corner=upper-left",
+    "quantise:levels=4,cover-seed=3",
+    "quantise:dithering=yes",
+    "reflection:kind=in-focus,strength=0.3,count=5",
+    "reflection:kind=out-of-focus",
+    "reflection:kind=ghost",
+    "trojan-watermark:alpha=0.6",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
