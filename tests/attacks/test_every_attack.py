@@ -34,6 +34,13 @@ VARIANTS = [
     "universal:kind=blend,bits=2,alpha=0.3",
     "dfst:content=0,style-epochs=2",
     "adaptive-patch:shown=4,strength=0.5,shown-opacity=0.4,patch-seed=3",
+    "badnets:side=5,corner=upper-left",
+    "quantise:levels=4,cover-seed=3",
+    "quantise:dithering=yes",
+    "reflection:kind=in-focus,strength=0.3,count=5",
+    "reflection:kind=out-of-focus",
+    "reflection:kind=ghost",
+    "trojan-watermark:alpha=0.6",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
