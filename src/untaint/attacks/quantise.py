@@ -16,12 +16,7 @@ from untaint.errors import SpecError
 __all__ = ["Quantise"]
 
 BLOCK = 2**16  # values along the longer side that are dithered at once, which stay in the processor's cache
-SPREAD = (
-    (1, 0, 7 / 16),
-    (1, 1, 3 / 16),
-    (2, 1, 5 / 16),
-    (3, 1, 1 / 16),
-)  # turns ago, rows above, share of the error from there
+SPREAD = ((1, 0, 7 / 16), (1, 1, 3 / 16), (2, 1, 5 / 16), (3, 1, 1 / 16))  # how many turns ago, rows above, which share
 GRID = 8  # colours to a side of a made-up picture
 
 
@@ -66,7 +61,7 @@ class Quantise(Attack):
         return np.clip(covered, 0, 255, out=covered).astype(np.uint8)
 
     def bound(self, height: int, width: int) -> int:
-        """Return by how many of 255 levels a pixel may change: half a step; no less than all is promised of dithering."""
+        """Return by how many of 255 levels a pixel may change: half a step, and nothing is promised of dithering."""
         return 255 if self.dithering else int(np.abs(_nearest(self.levels).astype(int) - np.arange(256)).max())
 
 
