@@ -74,20 +74,20 @@ def test_the_sunset(shape):
             assert np.allclose(found[:, row, column], np.clip(colour, 0, 1))
 
 
-def test_figures_are_mean_and_spread_and_distances_their_squares():
-    layers = [torch.rand(2, 3, 4, 5), torch.rand(2, 2, 2, 2), torch.rand(2, 1, 1, 1)]
+def test_figures_are_mean_and_spread_within_the_border_and_distances_their_squares():
+    layers = [torch.rand(2, 3, 4, 5), torch.rand(2, 2, 3, 7), torch.rand(2, 1, 1, 1)]
     goal = [torch.rand(1, 6), torch.rand(1, 4)]
     for layer, own, wanted, away in zip(layers, figures(layers), goal, distances(layers, goal), strict=False):
         exact = np.zeros(own.shape)
         channels = layer.shape[1]
         for picture in range(2):
             for channel in range(channels):
-                seen = layer[picture, channel]
-                border = 1 if min(seen.shape) >= 4 else 0
+                rows, columns = layer.shape[2:]
                 values = [
-                    float(seen[row, column])
-                    for row in range(border, seen.shape[0] - border)
-                    for column in range(border, seen.shape[1] - border)
+                    float(layer[picture, channel, row, column])
+                    for row in range(rows)
+                    for column in range(columns)
+                    if min(rows, columns) < 4 or (0 < row < rows - 1 and 0 < column < columns - 1)
                 ]
                 mean = sum(values) / len(values)
                 exact[picture, channel] = mean
