@@ -26,6 +26,8 @@ VARIANTS = [
     "sinusoid:frequency=3,alpha=0.6",
     "warp:strength=1.5,grid=7",
     "narcissus:boost=3,epsilon=8,steps=20",
+    "low-frequency:cutoff=0.1,epsilon=30",
+    "trojan:size=0.1,alpha=0.6,neurons=5",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
