@@ -41,6 +41,8 @@ VARIANTS = [
     "reflection:kind=out-of-focus",
     "reflection:kind=ghost",
     "trojan-watermark:alpha=0.6",
+    "low-frequency:cutoff=0.1,epsilon=30",
+    "trojan:size=0.1,alpha=0.6,neurons=5",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
