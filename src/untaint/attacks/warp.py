@@ -15,6 +15,8 @@ from untaint.errors import InputError, SpecError
 
 __all__ = ["Warp"]
 
+CACHED = 2**19  # bytes of floats that are worked on at a time
+
 
 @dataclass(frozen=True, kw_only=True)
 class Warp(Attack):
@@ -89,10 +91,26 @@ def _sampled(images: NDArray[np.uint8], field: NDArray[np.float64]) -> NDArray[n
     top, left = np.minimum(down.astype(np.int64), height - 2), np.minimum(across.astype(np.int64), width - 2)
     below, right = (down - top).astype(np.float32), (across - left).astype(np.float32)
     flat = images.reshape(*images.shape[:2], height * width)
-    bent = np.full(images.shape, 0.5, dtype=np.float32)  # the half turns cutting off into rounding
-    for step_down, weight_down in ((0, 1 - below), (1, below)):
-        for step_right, weight_right in ((0, 1 - right), (1, right)):
-            place = ((top + step_down) * width + left + step_right).reshape(len(field), 1, height * width)
-            taken = np.take_along_axis(flat, place, axis=2).reshape(images.shape)
-            bent += (weight_down * weight_right)[:, None] * taken
-    return np.clip(bent, 0, 255, out=bent).astype(np.uint8)
+    corners = [
+        (
+            ((top + step_down) * width + left + step_right).reshape(len(field), 1, -1),
+            (weight_down * weight_right).reshape(len(field), 1, -1),
+        )
+        for step_down, weight_down in ((0, 1 - below), (1, below))
+        for step_right, weight_right in ((0, 1 - right), (1, right))
+    ]
+    bent = np.empty(flat.shape, dtype=np.uint8)
+    at_once = max(1, CACHED // max(1, 4 * flat[:1].size))
+    for start in range(0, len(flat), at_once):
+        part = np.s_[start : start + at_once]
+        whole = np.full(flat[part].shape, 0.5, dtype=np.float32)  # the half turns cutting off into rounding
+        for place, weight in corners:
+            if len(field) == 1:
+                taken = np.take(flat[part], place[0, 0], axis=2).astype(np.float32)
+                taken *= weight
+            else:
+                taken = np.take_along_axis(flat[part], place[part], axis=2).astype(np.float32)
+                taken *= weight[part]
+            whole += taken
+        bent[part] = np.clip(whole, 0, 255, out=whole)
+    return bent.reshape(images.shape)
