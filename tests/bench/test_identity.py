@@ -59,6 +59,16 @@ def test_a_file_that_an_attack_is_made_from_is_a_part_of_it(tmp_path):
     assert [one.partition(" is ")[0] for one in differences(before, origin(setting, DEFENDER))] == [f"files: {path}"]
 
 
+def test_a_folder_whose_pictures_change_makes_another_result(tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "one.png").write_bytes(b"one")
+    setting = Setting(data="sample", attacks="reflection", attackers=(f"reflection:folder={tmp_path / 'some'}",))
+    before = origin(setting, DEFENDER)
+    assert not differences(before, origin(setting, DEFENDER))
+    (tmp_path / "some" / "one.png").rename(tmp_path / "some" / "two.png")
+    assert len(differences(before, origin(setting, DEFENDER))) == 1
+
+
 def test_another_defence_or_no_origin_is_another_result():
     before = origin(SETTING, DEFENDER)
     assert differences(before, origin(SETTING, Defender(text="spectral @ gap"))) == [

@@ -82,7 +82,9 @@ class Attack(ABC):
     usual_class_rate: ClassVar[float] = 0.1
     trigger_from_data: ClassVar[bool] = False  # whether ``trigger`` needs what ``ready`` computed
     version: ClassVar[int] = 1  # raised by hand whenever the same settings give other pictures than before
-    files: ClassVar[tuple[str, ...]] = ()  # options that may be the path of a file: it is a part of the settings
+    files: ClassVar[
+        tuple[str, ...]
+    ] = ()  # options that may be the path of a file, or a folder: it is a part of the settings
 
     def __post_init__(self) -> None:
         """Check the settings. An attack with options of its own checks them after calling this."""

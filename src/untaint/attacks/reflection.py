@@ -53,6 +53,7 @@ class Reflection(Attack):
     drawn: NDArray[np.uint8] | None = field(init=False, repr=False, compare=False, default=None)
     seed: int = field(init=False, repr=False, compare=False, default=0)
 
+    files: ClassVar[tuple[str, ...]] = ("folder",)
     card: ClassVar[Card | None] = Card(
         paper="Liu, Ma, Bailey and Lu, Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks (Refool), ECCV 2020",
         visible="yes",

@@ -46,16 +46,24 @@ def origin(setting: Setting, defender: Defender) -> dict[str, Any]:
         **trained,
         "preset": recipes,
         "versions": versions,
-        "files": {path: run.digest(Path(path)) for path in _files(setting)},
+        "files": {path: _content(Path(path)) for path in _files(setting)},
     }
     plain: dict[str, Any] = json.loads(json.dumps(facts))
     return plain
 
 
 def _files(setting: Setting) -> list[str]:
-    """Return the files that attacks are made from, such as the picture of a blend."""
+    """Return the files and folders that attacks are made from, such as the picture of a blend."""
     options = [(name, key, value) for name, found in map(spec.parse, setting.attackers) for key, value in found.items()]
-    return sorted({value for name, key, value in options if key in ATTACKS.kind(name).files and Path(value).is_file()})
+    return sorted({value for name, key, value in options if key in ATTACKS.kind(name).files and Path(value).exists()})
+
+
+def _content(path: Path) -> str:
+    """Return the hash of a file, or of all files below a folder and their names."""
+    if path.is_file():
+        return run.digest(path)
+    below = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest([[str(file.relative_to(path)), run.digest(file)] for file in below])
 
 
 def differences(found: Any, now: Mapping[str, Any]) -> list[str]:
