@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from statistics import fmean
+
 from _front import found_in
+from _grids import ROOT
 from _markdown import table
 
 from untaint.bench.groups import Result, attack_success, attackers, clean_accuracy, grouped, labels, mean_asr
@@ -19,7 +23,7 @@ def guards(text: str) -> str:
     found = [result for result in found_in("eigenguard") if "model" in result]
     titles = [group.title for group in grouped(found)]
     several = next(title for title in titles if title.endswith(", six"))
-    parts = [by_attack([result for result in found if result["title"] == several]), others(found, several)]
+    parts = [by_attack([result for result in found if result["title"] == several]), variants(), others(found, several)]
     return before + begin + "\n" + "\n\n".join(filter(None, parts)) + "\n" + end + after
 
 
@@ -36,6 +40,29 @@ def by_attack(found: list[Result]) -> str:
         for result in found
     ]
     return table(head, rows)
+
+
+def variants() -> str:
+    """What benchmarks/eigenguard_variants.py tried, in the same setting: a line each; nothing where it was not run."""
+    path = ROOT / "results" / "eigenguard-variants.json"
+    if not path.exists():
+        return ""
+    lines = json.loads(path.read_text())["lines"]
+    first = next(iter(next(iter(lines.values())).values()))
+    rows = [
+        [
+            name,
+            percent(fmean(found["clean accuracy"] for found in seeds.values())),
+            percent(fmean(rate for found in seeds.values() for rate in found["attack success"].values())),
+            *(
+                percent(fmean(found["attack success"][one] for found in seeds.values()))
+                for one in first["attack success"]
+            ),
+        ]
+        for name, seeds in lines.items()
+    ]
+    head = ["k = 50, changed (`benchmarks/eigenguard_variants.py`)", "clean accuracy", "mean attack success"]
+    return table([*head, *("blend lattice" if one == "blend-2" else one for one in first["attack success"])], rows)
 
 
 def others(found: list[Result], several: str) -> str:
