@@ -274,7 +274,10 @@ def test_list(what: str) -> None:
     assert re.search(rf"^  {expected[what]}\b", outcome.out, re.MULTILINE)
     assert max(map(len, outcome.out.splitlines())) <= 100
     if what == "attacks":
-        assert re.search(r"^ +target=0, rate=0\.01, .*corner", outcome.out, re.MULTILINE)
+        assert re.search(r"^ +cell, corner$", outcome.out, re.MULTILINE)
+        assert re.search(
+            r"^  \(every attack\).*\n +target=0, rate=0\.01, .*labels=all-to-one", outcome.out, re.MULTILINE | re.DOTALL
+        )
         assert "None" not in outcome.out
         assert "``" not in outcome.out
 
