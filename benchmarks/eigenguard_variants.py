@@ -122,7 +122,7 @@ def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
         "k from 100 down to 25": [(pool, Timed(lambda done: round(100 * 0.25**done), steps))],
         "soft: others times their share": [(pool, Soft(1))],
         "soft: times its square": [(pool, Soft(2))],
-        "two layers": [(pool, ut.EigenGuard(K)), (fourth, ut.EigenGuard(100))],
+        "two layers": [(fourth, ut.EigenGuard(100)), (pool, ut.EigenGuard(K))],
         "remainder 0.03": [(pool, ut.EigenGuard(K, remainder=0.03))],
         "remainder 0.3": [(pool, ut.EigenGuard(K, remainder=0.3))],
         "k = 25, remainder 0.1": [(pool, ut.EigenGuard(25, remainder=0.1))],

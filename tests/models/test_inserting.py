@@ -176,3 +176,15 @@ def test_a_guarded_network_by_name_is_trained_kept_and_loaded(tmp_path):
     assert np.array_equal(predict(loaded, examples), predict(trained, examples))
     alone = predict(loaded, examples.take(np.arange(3)))
     assert alone == pytest.approx(predict(loaded, examples)[:3], abs=1e-5)
+
+
+def test_a_layer_inside_of_a_guarded_one_is_found_by_the_name_that_it_had():
+    model = build("proxy", 3, (3, 16, 16))
+    images = torch.rand(8, 3, 16, 16)
+    outer = insert_eigenguard(model, at="before-pool", k=2)
+    both = insert_eigenguard(outer, at="1.body.3", k=2)
+    other_way = insert_eigenguard(insert_eigenguard(model, at="1.body.3", k=2), at="before-pool", k=2)
+    assert sum(isinstance(module, EigenGuard) for module in both.modules()) == 2
+    assert torch.allclose(both.train()(images), other_way.train()(images), atol=1e-5)
+    with pytest.raises(SpecError, match=r"no layer '1.body.99'"):
+        insert_eigenguard(outer, at="1.body.99", k=2)

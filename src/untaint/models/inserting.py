@@ -132,7 +132,7 @@ def _is_guarded(layer: nn.Module) -> bool:
 def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:
     """Return the full name of the layer asked for, and the layer; ``at`` as for ``insert_eigenguard``.
 
-    Raises SpecError for one that there is not.
+    A layer inside of one that something was put behind is found by the name that it had before. Raises SpecError for one that there is not.
     """
     names: list[str] = [name for name, _ in model.named_modules() if name]
     if at == BEFORE_POOL:
@@ -147,12 +147,24 @@ def layer_named(model: nn.Module, at: str) -> tuple[str, nn.Module]:
     inner = [name for name in names if name.endswith(f".{at}")]  # a network may stand in a larger one
     highest = min((name.count(".") for name in inner), default=0)
     found = [at] if at in names else [name for name in inner if name.count(".") == highest]
+    found = found or [name for name in names if f".{_before(model, name)}".endswith(f".{at}")]
     if len(found) == 1:
         return found[0], model.get_submodule(found[0])
     near = found[:SHOWN] or difflib.get_close_matches(at, names, SHOWN, 0.4) or names[:SHOWN]
     raise SpecError(
         f"{type(model).__name__} has no layer {at!r}{', or several' if found else ''}. There are {', '.join(near) or 'none'}, and others; model.named_modules() has all."
     )
+
+
+def _before(model: nn.Module, name: str) -> str:
+    """Return the name that a layer had before something was put behind those that it is in."""
+    parts = name.split(".")
+    kept = [
+        part
+        for place, part in enumerate(parts)
+        if not (part == "inside" and isinstance(model.get_submodule(".".join(parts[:place])), Behind))
+    ]
+    return ".".join(kept)
 
 
 def tensor_of(out: Any, at: str) -> Tensor:
