@@ -116,7 +116,7 @@ def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
     """Return what is put where, by the name of the line."""
     pool, fourth = "before-pool", "1.body.3"
     return {
-        "first half of training only": [(pool, Timed(lambda done: K if done < 0.5 else 0, steps))],
+        "first half of training only": [(pool, ut.EigenGuard(K, steps=steps // 2))],
         "second half of training only": [(pool, Timed(lambda done: K if done >= 0.5 else 0, steps))],
         "k from 10 up to 100": [(pool, Timed(lambda done: round(10 * 10**done), steps))],
         "k from 100 down to 25": [(pool, Timed(lambda done: round(100 * 0.25**done), steps))],
@@ -127,6 +127,11 @@ def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
         "remainder 0.3": [(pool, ut.EigenGuard(K, remainder=0.3))],
         "k = 25, remainder 0.1": [(pool, ut.EigenGuard(25, remainder=0.1))],
         "k = 25, remainder 0.3": [(pool, ut.EigenGuard(25, remainder=0.3))],
+        "first quarter of training only": [(pool, ut.EigenGuard(K, steps=steps // 4))],
+        "first three quarters of training only": [(pool, ut.EigenGuard(K, steps=3 * steps // 4))],
+        "first half, remainder 0.1": [(pool, ut.EigenGuard(K, steps=steps // 2, remainder=0.1))],
+        "first half, k = 25": [(pool, ut.EigenGuard(25, steps=steps // 2))],
+        "first half, k = 25, remainder 0.1": [(pool, ut.EigenGuard(25, steps=steps // 2, remainder=0.1))],
     }
 
 

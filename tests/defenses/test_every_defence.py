@@ -20,6 +20,7 @@ VARIANTS = [
     *(SMALL.get(name, name) for name in DEFENSES.names()),
     "clustering:reduce=pca,dimensions=3",
     "whitening:kind=iterative",
+    "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]

@@ -13,6 +13,7 @@ from torch import nn
 
 from untaint.errors import SpecError, TrainingError
 from untaint.models.eigenguard import EigenGuard
+from untaint.models.inserting import remove_eigenguard
 
 SHAPES = [(12, 40), (40, 12), (9, 9)]
 
@@ -154,6 +155,50 @@ def test_running_directions_are_those_of_the_mean_of_second_moments():
     torch.testing.assert_close(layer.basis.T @ layer.basis, projector)
 
 
+# --- at work for a part of training
+
+
+@pytest.mark.parametrize("evaluating", ["running", "batch"])
+@pytest.mark.parametrize("matrix", ["flat", "channel"])
+def test_after_its_steps_features_and_their_gradient_pass_as_they_are(evaluating, matrix):
+    limited, always = (EigenGuard(3, matrix=matrix, remainder=0.1, eval=evaluating, steps=steps) for steps in (2, None))
+    for step in range(4):
+        features, asked = decaying(12, 40, seed=step).view(12, 10, 2, 2), drawn(12, 10, 2, 2, seed=9)
+        found = []
+        for layer in (limited, always):
+            given = features.clone().requires_grad_()
+            guarded = layer(given)
+            found.append((guarded.detach(), *torch.autograd.grad((guarded * asked).sum(), given)))
+        (guarded, slope), (expected, wanted) = found
+        if step >= 2:
+            expected, wanted = features, asked
+        assert torch.equal(guarded, expected)
+        assert torch.equal(slope, wanted)
+        seen = features[:5]
+        assert torch.equal(limited.eval()(seen), seen if step >= 1 else always.eval()(seen))
+        limited.train(), always.train()
+
+
+def test_once_its_steps_are_done_taking_it_out_changes_nothing_even_after_loading():
+    model, pictures = network(steps=1), drawn(16, 3, 8, 8, dtype=torch.float32)
+    model(pictures)
+    loaded = network(steps=1)
+    loaded.load_state_dict(model.state_dict())
+    for own in (model.eval(), loaded.eval()):
+        assert torch.equal(remove_eigenguard(own)(pictures), own(pictures))
+
+
+def test_the_recommended_one_follows_batch_and_training_and_options_come_before_it():
+    layer = EigenGuard.recommended(batch=128, steps=1001)
+    assert (layer.k, layer.steps, layer.remainder) == (51, 500, 0.1)
+    layer = EigenGuard.recommended(batch=1, steps=1, k=7, common="mean")
+    assert (layer.k, layer.steps, layer.common) == (7, 1, "mean")
+    with pytest.raises(SpecError, match="batch is 0"):
+        EigenGuard.recommended(batch=0, steps=5)
+    with pytest.raises(SpecError, match="steps is 0"):
+        EigenGuard.recommended(batch=5, steps=0)
+
+
 # --- inside models
 
 
@@ -206,8 +251,9 @@ def test_statistics_of_other_shapes_are_refused():
         other.load_state_dict(model.state_dict())
 
 
-def test_it_compiles_without_a_graph_break_and_exports():
-    model, pictures = network(), drawn(16, 3, 8, 8, dtype=torch.float32)
+@pytest.mark.parametrize("steps", [None, 3])
+def test_it_compiles_without_a_graph_break_and_exports(steps):
+    model, pictures = network(steps=steps), drawn(16, 3, 8, 8, dtype=torch.float32)
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend="aot_eager")
     for _ in range(2):
         torch.testing.assert_close(compiled(pictures), model(pictures))
@@ -333,6 +379,8 @@ def test_with_it_a_network_learns():
         ({"k": True}, "k is True"),
         ({"remainder": 2}, "remainder is 2"),
         ({"momentum": 0}, "momentum is 0"),
+        ({"steps": 0}, "steps is 0"),
+        ({"steps": 2.5}, r"steps is 2\.5"),
         ({"common": "median"}, "'kth' or 'mean'"),
         ({"matrix": "rows"}, "'flat' or 'channel'"),
         ({"eval": "ema"}, "'running' or 'batch'"),

@@ -45,6 +45,16 @@ def depends_on_others(model, seen):
     return float((alone - together).abs().max() / together.abs().max())
 
 
+def test_a_guard_that_is_made_already_is_copied_into_the_network():
+    guard = EigenGuard.recommended(batch=10, steps=6)
+    guarded = insert_eigenguard(network("proxy"), guard=guard)
+    (own,) = [module for module in guarded.modules() if isinstance(module, EigenGuard)]
+    assert own is not guard
+    assert (own.k, own.steps, own.layer, guard.layer) == (4, 3, "1.body", "")
+    with pytest.raises(SpecError, match="an EigenGuard was given, and k, remainder beside it"):
+        insert_eigenguard(network("proxy"), guard=guard, k=3, remainder=0.1)
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_it_goes_before_the_pooling_of_any_network_trains_and_comes_out_again(name):
     model, seen = network(name), pictures(8)

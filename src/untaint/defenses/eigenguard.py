@@ -5,10 +5,11 @@ ICLR 2024, submission 4413. The layer itself is ``untaint.EigenGuard``.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 from untaint.defenses._inserted import trained_with
 from untaint.defenses.base import Defense, Outcome, Task
+from untaint.errors import SpecError
 from untaint.models.inserting import Guard
 
 __all__ = ["EigenGuard"]
@@ -20,8 +21,23 @@ class EigenGuard(Guard, Defense):
 
     ``at``: the layer behind which it is. The others are the layer's own options: ``k`` singular values become equal, the others are
     multiplied by ``remainder``; the defaults are the paper's as far as they are known, but for ``eval``: a prediction does not depend on the batch.
+    ``until``: the share of training after which features pass as they are (``steps`` says so in batches).
     """
+
+    until: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the share."""
+        if not 0 < self.until <= 1:
+            raise SpecError(f"until is {self.until}. Give a share of training: more than 0, and 1 at most.")
+        if self.until < 1 and self.steps is not None:
+            raise SpecError(f"until is {self.until}, and steps {self.steps}: both say how long. Give one of them.")
 
     def defend(self, task: Task) -> Outcome:
         """Return the guarded model; nothing is scored."""
-        return trained_with("eigenguard", self, task)
+        guard = Guard(**{one.name: getattr(self, one.name) for one in fields(Guard)})
+        if self.until < 1:
+            recipe = task.preset.retrain
+            steps = recipe.epochs * max(1, -(-len(task.examples) // recipe.batch))
+            guard = replace(guard, steps=max(1, round(self.until * steps)))
+        return trained_with("eigenguard", guard, task)

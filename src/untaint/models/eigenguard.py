@@ -8,7 +8,7 @@ The layer needs torch alone; the mathematics is in ``_spectrum``.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +19,11 @@ from untaint.models._spectrum import Common, Directions, directions, gains, guar
 __all__ = ["EigenGuard"]
 
 RANKS = (2, 3, 4)  # how many axes features may have
+SHARE_OF_BATCH, SHARE_OF_TRAINING, REMAINDER = (
+    0.4,
+    0.5,
+    0.1,
+)  # what costs least accuracy of what was tried: docs/eigenguard.md
 
 
 class EigenGuard(nn.Module):
@@ -32,7 +37,8 @@ class EigenGuard(nn.Module):
     ``remainder``: what the others are multiplied by. ``common``: the value that the top ones get, the k-th of them (the paper's) or their mean.
     ``eval``: in eval mode, ``"running"`` applies a fixed linear map made of means over the batches trained on (``momentum``: the weight of the newest,
     as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's). Kept as ``evaluating``, which may be changed.
-    ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not.
+    ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not. ``steps``: after so many batches in training mode features pass as they are, in
+    eval mode too, and ``remove_eigenguard`` changes no prediction any more; without it (the paper's) the layer stays at work. ``EigenGuard.recommended`` makes one that costs less accuracy.
 
     With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them; after ``convert_sync`` they equalise all their batches as one. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
     """
@@ -51,6 +57,7 @@ class EigenGuard(nn.Module):
         eval: Literal["running", "batch"] = "running",
         gradient: Literal["held", "exact"] = "held",
         momentum: float = 0.1,
+        steps: int | None = None,
         strict: bool = False,
     ) -> None:
         super().__init__()
@@ -60,6 +67,10 @@ class EigenGuard(nn.Module):
             raise SpecError(f"remainder is {remainder}. Give 0 to 1: what smaller singular values are multiplied by.")
         if not 0 < momentum <= 1:
             raise SpecError(f"momentum is {momentum}. Give more than 0, and 1 at most.")
+        if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+            raise SpecError(
+                f"steps is {steps!r}. Give a whole number from 1 on, of batches that the layer is at work, or None."
+            )
         for name, value, known in (
             ("common", common, ("kth", "mean")),
             ("matrix", matrix, ("flat", "channel")),
@@ -69,13 +80,30 @@ class EigenGuard(nn.Module):
             if value not in known:
                 raise SpecError(f"{name} is {value!r}. Give {known[0]!r} or {known[1]!r}.")
         self.k, self.remainder, self.common, self.momentum, self.strict = k, float(remainder), common, momentum, strict
-        self.matrix, self.evaluating, self.gradient = matrix, eval, gradient
+        self.matrix, self.evaluating, self.gradient, self.steps = matrix, eval, gradient, steps
         self.layer = ""  # its name in a model, for messages
         self.together = False  # see convert_sync
         self._capped = False
         self.register_buffer("basis", torch.zeros(k, 0))
         self.register_buffer("lengths", torch.zeros(k))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    @classmethod
+    def recommended(cls, *, batch: int, steps: int, **options: Any) -> Self:
+        """Return the layer as it costs least accuracy for what it defends, of all that was tried: at work in the first half of training, ``k`` of 0.4 of a batch, and a tenth left of all else.
+
+        ``batch``: pictures in a training batch; ``steps``: batches in the whole training (epochs times batches of one). ``options``: as for the class, where another is
+        wanted. What it defends against and what not: docs/eigenguard.md. Raises SpecError for numbers below 1.
+        """
+        for name, value in (("batch", batch), ("steps", steps)):
+            if value < 1:
+                raise SpecError(f"{name} is {value}. Give a number from 1 on.")
+        usual = {
+            "k": max(1, round(SHARE_OF_BATCH * batch)),
+            "remainder": REMAINDER,
+            "steps": max(1, round(SHARE_OF_TRAINING * steps)),
+        }
+        return cls(**(usual | options))
 
     def forward(self, features: Tensor) -> Tensor:
         """Return features of the same shape and type."""
@@ -87,8 +115,11 @@ class EigenGuard(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             precise = features if features.dtype == torch.float64 else features.float()
             table, back = self._table(precise)
+            done = None if self.steps is None else self.batches >= self.steps
             fixed = self.evaluating == "running" and not self.training
             guarded = self._fixed(table) if fixed else self._batch(table)
+            if done is not None:  # chosen on the device, so that no step waits
+                guarded = torch.where(done, table, guarded)
             whole = guarded.reshape(back)
             if self.matrix == "channel" and features.ndim == 4:
                 whole = whole.movedim(-1, 1)
@@ -117,7 +148,7 @@ class EigenGuard(nn.Module):
         """Return the options, as they were given."""
         return (
             f"k={self.k}, remainder={self.remainder:g}, common={self.common!r}, matrix={self.matrix!r}, eval={self.evaluating!r}, "
-            f"gradient={self.gradient!r}, momentum={self.momentum:g}"
+            f"gradient={self.gradient!r}, momentum={self.momentum:g}" + (f", steps={self.steps}" if self.steps else "")
         )
 
     def _table(self, features: Tensor) -> tuple[Tensor, tuple[int, ...]]:

@@ -74,6 +74,7 @@ class Guard:
     matrix: Literal["flat", "channel"] = "flat"
     eval: Literal["running", "batch"] = "running"
     gradient: Literal["held", "exact"] = "held"
+    steps: int | None = None
 
     def put_into(self, model: nn.Module) -> nn.Module:
         """Return a copy of a model with EigenGuard in it; raises SpecError for a layer that there is not, or for an option out of range."""
@@ -81,21 +82,27 @@ class Guard:
         return insert_eigenguard(model, options.pop("at"), **options)
 
 
-def insert_eigenguard(model: nn.Module, at: str = BEFORE_POOL, **options: Any) -> nn.Module:
+def insert_eigenguard(
+    model: nn.Module, at: str = BEFORE_POOL, *, guard: EigenGuard | None = None, **options: Any
+) -> nn.Module:
     """Return a copy of a model with EigenGuard behind one of its layers; the model given stays as it is.
 
     ``at``: the layer's name as in ``model.named_modules()`` or the end of it, such as ``"layer3"``, or ``"before-pool"``: the last layer before the pooling (the features of
-    VGG, MobileNet and the proxy, the fourth stage of a ResNet, all blocks of a ViT). ``options``: those of ``EigenGuard``. Weights are
+    VGG, MobileNet and the proxy, the fourth stage of a ResNet, all blocks of a ViT). ``options``: those of ``EigenGuard``; or ``guard``, one that is made already, which is copied. Weights are
     the same, under names with ``inside`` in them; ``remove_eigenguard`` gives the old names back. Insert several times for several layers.
 
-    Raises SpecError for a layer that there is not, InputError where one is guarded already.
+    Raises SpecError for a layer that there is not, or for options beside a guard; InputError where one is guarded already.
     """
+    if guard is not None and options:
+        raise SpecError(
+            f"an EigenGuard was given, and {', '.join(options)} beside it. Give options to the one that you make."
+        )
     guarded = copy.deepcopy(model)
     name, inside = layer_named(guarded, at)
     holder = guarded.get_submodule(name.rpartition(".")[0])
     if isinstance(inside, EigenGuard) or _is_guarded(inside) or (isinstance(holder, Behind) and _is_guarded(holder)):
         raise InputError(f"there is an EigenGuard at {name} already. Take it out with remove_eigenguard first.")
-    guard = EigenGuard(**options)
+    guard = EigenGuard(**options) if guard is None else copy.deepcopy(guard)
     guard.layer = name
     put_behind(guarded, at, guard)
     return guarded
