@@ -178,9 +178,18 @@ class Trial:
             name: lambda name=name, put=put: self.train(name, self.case.examples, put)  # type: ignore[misc]
             for name, put in layers(self.steps).items()
         }
+        for name, guard in (("k = 50", {}), ("first half of training only", {"steps": self.steps // 2})):
+            every[f"{name}, then repair"] = lambda name=name, guard=guard: self.repaired(
+                name, ut.EigenGuard(K, **guard)
+            )  # type: ignore[misc]
         every["an ordinary model, taught what a guarded one answers"] = self.taught
         every["an ordinary model, of pictures whose label a guarded one gives"] = self.agreed
         return {name: make for name, make in every.items() if not names or name in names}
+
+    def repaired(self, name: str, guard: ut.EigenGuard) -> nn.Module:
+        """A guarded model, from which what it learned of triggers all the same is taken out."""
+        guarded = self.train(name, self.case.examples, [("before-pool", guard)])
+        return ut.repair(guarded, self.case.examples, seed=self.case.setting.seed, progress=self.progress).model
 
     def guarded_answers(self) -> NDArray[np.int64]:
         """Return what a guarded model takes each training picture for."""

@@ -26,6 +26,7 @@ VARIANTS = [
     "blend:alpha=0.5,pattern-seed=7",
     "patch:cell=1,corner=upper-left",
     "sinusoid:frequency=3,alpha=0.6",
+    "sinusoid:kind=added,delta=33.5",
     "warp:strength=1.5,grid=7",
     "narcissus:boost=3,epsilon=8,steps=20",
     "patch:labels=clean-label",

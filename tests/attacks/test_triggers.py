@@ -98,6 +98,20 @@ def test_sinusoid(size, alpha):
     assert_mixed(images, stamped, lambda _c, _r, column: 1 - math.cos(2 * math.pi * 6 * column / size[1]), alpha)
 
 
+@pytest.mark.parametrize(("size", "delta"), [((32, 32), 20.0), ((9, 17), 33.5), ((130, 128), 0.4)])
+def test_sinusoid_added(size, delta):
+    images = picture(*size)
+    stamped = Sinusoid(kind="added", delta=delta, frequency=5).stamp(images, ROW)
+    for column in range(size[1]):
+        more = delta * math.sin(2 * math.pi * 5 * column / size[1])
+        for row in range(size[0]):
+            for channel in range(3):
+                exact = min(255.0, max(0.0, float(images[0, channel, row, column]) + more))
+                assert abs(float(stamped[0, channel, row, column]) - exact) < 0.501
+    with pytest.raises(SpecError, match="delta is 0"):
+        Sinusoid(kind="added", delta=0)
+
+
 @pytest.mark.parametrize(("size", "alpha"), [((32, 32), 0.025), ((21, 33), 0.025), ((128, 129), 0.15)])
 def test_lattice(size, alpha):
     images = picture(*size)
