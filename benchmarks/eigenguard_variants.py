@@ -112,6 +112,18 @@ class Soft(nn.Module):
         return guarded.reshape(features.shape)
 
 
+class Grouped(nn.Module):
+    """The channels in groups, each with an EigenGuard of its own."""
+
+    def __init__(self, k: int, groups: int = 4) -> None:
+        super().__init__()
+        self.guards = nn.ModuleList(ut.EigenGuard(k) for _ in range(groups))
+
+    def forward(self, features: Tensor) -> Tensor:
+        parts = features.chunk(len(self.guards), dim=1)
+        return torch.cat([guard(part) for guard, part in zip(self.guards, parts, strict=True)], dim=1)
+
+
 def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
     """Return what is put where, by the name of the line."""
     pool, fourth = "before-pool", "1.body.3"
@@ -123,6 +135,8 @@ def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
         "soft: others times their share": [(pool, Soft(1))],
         "soft: times its square": [(pool, Soft(2))],
         "two layers": [(fourth, ut.EigenGuard(100)), (pool, ut.EigenGuard(K))],
+        "four groups of channels, k = 50 in each": [(pool, Grouped(K))],
+        "four groups of channels, k = 12 in each": [(pool, Grouped(12))],
         "remainder 0.03": [(pool, ut.EigenGuard(K, remainder=0.03))],
         "remainder 0.3": [(pool, ut.EigenGuard(K, remainder=0.3))],
         "k = 25, remainder 0.1": [(pool, ut.EigenGuard(25, remainder=0.1))],
@@ -130,6 +144,10 @@ def layers(steps: int) -> dict[str, list[tuple[str, nn.Module]]]:
         "first quarter of training only": [(pool, ut.EigenGuard(K, steps=steps // 4))],
         "first three quarters of training only": [(pool, ut.EigenGuard(K, steps=3 * steps // 4))],
         "first half, remainder 0.1": [(pool, ut.EigenGuard(K, steps=steps // 2, remainder=0.1))],
+        "first eighth of training only": [(pool, ut.EigenGuard(K, steps=steps // 8))],
+        "first quarter, k = 25": [(pool, ut.EigenGuard(25, steps=steps // 4))],
+        "first quarter, k = 10": [(pool, ut.EigenGuard(10, steps=steps // 4))],
+        "first half, k = 10": [(pool, ut.EigenGuard(10, steps=steps // 2))],
         "first half, k = 25": [(pool, ut.EigenGuard(25, steps=steps // 2))],
         "first half, k = 25, remainder 0.1": [(pool, ut.EigenGuard(25, steps=steps // 2, remainder=0.1))],
     }
@@ -178,7 +196,7 @@ class Trial:
             name: lambda name=name, put=put: self.train(name, self.case.examples, put)  # type: ignore[misc]
             for name, put in layers(self.steps).items()
         }
-        for name, guard in (("k = 50", {}), ("first half of training only", {"steps": self.steps // 2})):
+        for name, guard in (("k = 50", {}), ("first quarter of training only", {"steps": self.steps // 4})):
             every[f"{name}, then repair"] = lambda name=name, guard=guard: self.repaired(
                 name, ut.EigenGuard(K, **guard)
             )  # type: ignore[misc]
