@@ -44,6 +44,9 @@ VARIANTS = [
     "trojan-watermark:alpha=0.6",
     "low-frequency:cutoff=0.1,epsilon=30",
     "trojan:size=0.1,alpha=0.6,neurons=5",
+    "ssba:bits=8,epsilon=24,message-seed=3,diversity=0",
+    "input-aware:density=0.1,lambda-div=0,mask-epochs=1",
+    "lira:epsilon=20,alpha=0.2,epochs=2",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
