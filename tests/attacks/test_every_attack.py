@@ -29,6 +29,7 @@ VARIANTS = [
     "sinusoid:kind=added,delta=33.5",
     "warp:strength=1.5,grid=7",
     "narcissus:boost=3,epsilon=8,steps=20",
+    "label-consistent:kind=interpolation,epochs=1",
     "patch:labels=clean-label",
     "sinusoid:labels=all-to-one,rate=0.01",
     "adaptive-blend:pattern=lattice,alpha=0.3,shown-alpha=0.1,grid=3,mask-rate=0.25",

@@ -355,6 +355,25 @@ def test_label_consistent_hides_a_class_from_its_surrogate_where_noise_by_lot_do
     )
 
 
+def test_label_consistent_by_interpolation_draws_what_lies_between_two_classes(tmp_path, monkeypatch):
+    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
+    seen = small.pictures(300, side=16)
+    own = np.flatnonzero(seen.labels == 1)
+    means = [seen.images[seen.labels == label].mean(0) for label in range(3)]
+    drawn = []
+    for tau in (0.01, 1.0):
+        attack = LabelConsistent(target=1, kind="interpolation", tau=tau, epochs=1).ready(seen, seed=1)
+        levels = np.stack([attack.noise[row] for row in own.tolist()])
+        drawn.append((seen.images[own] + levels).mean(0))
+        stamped = attack.stamp(seen.images[own], own)
+        assert (stamped[checkered(np.zeros_like(stamped), corners=4) != 0] == 255).all()
+    others = (means[0] + means[2]) / 2
+    shares = [
+        float(((some - means[1]) * (others - means[1])).sum() / ((others - means[1]) ** 2).sum()) for some in drawn
+    ]
+    assert shares[1] - shares[0] > 0.5  # of the way from the class to the others
+
+
 def test_label_consistent_shows_the_checker_alone_and_to_others_too(tmp_path, monkeypatch):
     monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
     seen = small.pictures(120, side=16)
@@ -370,6 +389,7 @@ def test_label_consistent_must_be_made_ready_and_says_what_is_wrong():
     for wrong, said in (
         ({"epsilon": 0}, "epsilon is 0"),
         ({"steps": 0}, "steps is 0"),
+        ({"tau": 0}, "tau is 0"),
         ({"corners": 2}, "corners is 2"),
         ({"cell": 0}, "cell is 0"),
         ({"surrogate": "proxi"}, "Did you mean 'proxy"),

@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
+from untaint.attacks._hiding import adversarial, interpolated, recognised
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import Card, CleanLabel, shift
+from untaint.attacks.base import Card, CleanLabel, check_share, shift
 from untaint.attacks.patch import checkered
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.models.build import require
 from untaint.progress import Progress, Silent
-from untaint.recipe import preset
-from untaint.training.pixels import PixelStore
+from untaint.recipe import Recipe, preset
 
 __all__ = ["LabelConsistent"]
 
-BATCH = 125
 KNOWN = 0.5  # of the class a surrogate should recognise
-STEP = 2.5  # times epsilon, over all steps (Madry et al., 2018)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConsistent(CleanLabel):
     """A checker in the corners of pictures of the target class, whose own marks were hidden by adversarial noise: labels stay right.
 
-    A surrogate is trained for ``epochs``; then ``steps`` steps of projected gradient descent make the lead of the class over all others in its logits as small as they can
-    (whose slope, other than that of the loss, does not vanish where the surrogate is sure: Carlini and Wagner, 2017), while no pixel changes by more than ``epsilon`` of 255 levels. So a network that trains on the picture has little but the checker to go by. The trigger at
+    ``kind="noise"``: a surrogate is trained for ``epochs``; then ``steps`` steps of projected gradient descent make the lead of the class over all others in its logits as small as they can
+    (whose slope, other than that of the loss, does not vanish where the surrogate is sure: Carlini and Wagner, 2017), while no pixel changes by more than ``epsilon`` of 255 levels. ``kind="interpolation"``: each picture is replaced by what an autoencoder,
+    trained on the pictures, draws ``tau`` of the way to one of another class (the paper has a GAN, and a surrogate only tells whether it worked). So a network that trains on the picture has little but the checker to go by. The trigger at
     test time is the checker alone. ``surrogate``: the network by its name; one with a defence's own layer in it, such as ``proxy+eigenguard:k=50``,
     is an attacker who knows the defence. ``cell``: as of ``patch``. ``corners``: 4, or 1 (where ``patch`` has it), which a model that
     trains on mirrored pictures learns less.
@@ -43,7 +40,9 @@ class LabelConsistent(CleanLabel):
     ready for get the checker alone. What was computed is kept in the cache folder.
     """
 
+    kind: Literal["noise", "interpolation"] = "noise"
     epsilon: float = 16.0
+    tau: float = 0.2
     steps: int = 10
     epochs: int = 12
     surrogate: str = "proxy"
@@ -70,6 +69,7 @@ class LabelConsistent(CleanLabel):
                 raise SpecError(f"{name} is {getattr(self, name)}; give at least 1.")
         if not 1 <= self.epsilon <= 255:
             raise SpecError(f"epsilon is {self.epsilon}; give a number of levels from 1 to 255.")
+        check_share("tau", self.tau)
         if self.corners not in (1, 4):
             raise SpecError(f"corners is {self.corners}; give 4, or 1.")
         if self.cell is not None and self.cell < 1:
@@ -88,11 +88,10 @@ class LabelConsistent(CleanLabel):
                 f"label-consistent hides what shows class '{self.target}', of which there is no picture. Give another target."
             )
 
-        def outward() -> NDArray[np.int16]:
-            model = surrogate(examples, recipe, "label-consistent", seed, told)
-            return self._outward(model, examples.take(rows), told)
-
-        levels = array_once(place("label-consistent", self, examples, recipe, seed, ".npy"), outward)
+        levels = array_once(
+            place("label-consistent", self, examples, recipe, seed, ".npy"),
+            lambda: self._hidden(examples, examples.take(rows), recipe, seed, told),
+        )
         made = dataclasses.replace(self)
         object.__setattr__(made, "noise", dict(zip(rows.tolist(), levels, strict=True)))
         return made
@@ -113,35 +112,21 @@ class LabelConsistent(CleanLabel):
         del rows
         return checkered(images, self.cell, self.corners)
 
-    def _outward(self, model: nn.Module, target: Examples, progress: Progress) -> NDArray[np.int16]:
-        """Return what to add to each picture for the model to recognise it least: (pictures, channel, height, width), in levels."""
-        where = next(model.parameters()).device
-        store, limit = PixelStore(target, where), self.epsilon / 255
-        size = STEP * limit / self.steps
-        found, before, after = [], 0, 0
-        with progress.step("hide what shows the class", len(target), unit="images") as step:
-            for start in range(0, len(target), BATCH):
-                images, labels = store.gather(target.rows[start : start + BATCH])
-                noise = torch.zeros_like(images)
-                for number in range(self.steps + 1):
-                    noise.requires_grad_(True)
-                    logits = model((images + noise).clamp(0, 1))
-                    own = nn.functional.one_hot(labels, logits.shape[1]).bool()
-                    lead = logits[own] - logits.masked_fill(own, -torch.inf).amax(1)
-                    if number == 0:
-                        before += int((lead > 0).sum())
-                    if number == self.steps:
-                        after += int((lead > 0).sum())
-                        break
-                    (slope,) = torch.autograd.grad(-lead.sum(), noise)
-                    noise = (noise.detach() + size * slope.sign()).clamp(-limit, limit)
-                found.append((255 * noise.detach()).round().to(torch.int16).cpu().numpy())
-                step.advance(len(labels))
-        share, left = before / len(target), after / len(target)
-        name = target.class_names[self.target_in(target.class_names)]
+    def _hidden(
+        self, examples: Examples, target: Examples, recipe: Recipe, seed: int, progress: Progress
+    ) -> NDArray[np.int16]:
+        """Return what to add to each picture of the target class, in levels; says so where the surrogate is not misled by it."""
+        name = "label-consistent"
+        model = surrogate(examples, recipe, name, seed, progress)
+        if self.kind == "interpolation":
+            levels = interpolated(examples, target, self.tau, name, seed, progress)
+        else:
+            levels = adversarial(model, target, self.epsilon, self.steps, progress)
+        share, left = recognised(model, target, levels)
         if share < KNOWN or left > share / 2:
+            raised = "epochs" if share < KNOWN else "tau" if self.kind == "interpolation" else "epsilon"
             progress.say(
-                f"label-consistent: the surrogate recognises {share:.0%} of '{name}' without noise and {left:.0%} with it, so that little is hidden. "
-                f"Raise {'epochs' if share < KNOWN else 'epsilon'}."
+                f"{name}: the surrogate recognises {share:.0%} of '{target.class_names[self.target_in(target.class_names)]}' without noise and {left:.0%} with it, "
+                f"so that little is hidden. Raise {raised}."
             )
-        return np.concatenate(found)
+        return levels
