@@ -48,6 +48,7 @@ VARIANTS = [
     "ssba:bits=8,epsilon=24,message-seed=3,diversity=0",
     "input-aware:density=0.1,lambda-div=0,mask-epochs=1",
     "lira:epsilon=20,alpha=0.2,epochs=2",
+    "sleeper-agent:epsilon=8,steps=3,size=0.5,cells=8",
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 
