@@ -30,6 +30,8 @@ def page() -> str:
         [
             f"[{name}](#{name})",
             kind.card.visible,
+            f"{kind.card.psnr:g}",
+            f"{kind.card.ssim:g}",
             *map(yes, (kind.card.per_picture, kind.card.optimised)),
             kind.card.needs,
         ]

@@ -9,6 +9,7 @@ from untaint.bench.groups import spread
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    assert all(len(row) == len(head) for row in rows), f"a line of {head} has another number of cells"
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 

@@ -33,7 +33,7 @@ LARGE_SIDE = 128  # pixels; the papers' constants for ImageNet-sized pictures ho
 class Card:
     """What people want to know of an attack before they use it.
 
-    ``visible``: whether people see the trigger; ``psnr`` (in dB) and ``ssim``: how alike photographs of 32x32 are before and after, at least, on average. ``per_picture``: whether it differs from picture to picture. ``optimised``: whether it is computed against a model.
+    ``visible``: whether people see the trigger; ``psnr`` (in dB) and ``ssim``: how alike photographs of 32x32 are before and after, at least, on average; what networks draw, after training on the packaged sample. ``per_picture``: whether it differs from picture to picture. ``optimised``: whether it is computed against a model.
     ``needs``: what must be there or be trained before the first picture is stamped. ``paper``: who proposed it, and where.
     """
 

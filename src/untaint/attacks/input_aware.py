@@ -46,7 +46,7 @@ class InputAware(Attack):
     get the pattern and mask of another picture, one of 256 training pictures (the paper's cross-trigger mode, with as many covers as poison: ``rate=0.1,cover-rate=0.1``).
 
     The networks are trained on at most 10,000 of the clean pictures, for large ones at 64 pixels a side; there what the generator changes is enlarged. In the paper the victim's network is the surrogate;
-    here the pictures poison whatever is trained on them. The card holds for networks trained on 100 pictures; of 5,000 they learn bolder marks (PSNR 21). What was computed is kept in the cache folder.
+    here the pictures poison whatever is trained on them. The more pictures they see, the bolder their marks. What was computed is kept in the cache folder.
     """
 
     rate: float | None = 0.1
@@ -62,7 +62,7 @@ class InputAware(Attack):
     card: ClassVar[Card | None] = Card(
         paper="Nguyen and Tran, 'Input-aware dynamic backdoor attack', NeurIPS 2020",
         visible="yes",
-        psnr=27,
+        psnr=20,
         ssim=0.91,
         per_picture=True,
         optimised=True,

@@ -61,7 +61,7 @@ class SleeperAgent(CleanLabel):
     card: ClassVar[Card | None] = Card(
         paper="Souri, Fowl, Chellappa, Goldblum and Goldstein, Sleeper Agent: Scalable Hidden Trigger Backdoors for Neural Networks Trained from Scratch, NeurIPS 2022",
         visible="yes",
-        psnr=26,
+        psnr=25,
         ssim=0.87,
         per_picture=True,
         optimised=True,
