@@ -21,9 +21,10 @@ def listing(what: str) -> list[tuple[str, str, str]]:
 
         return [_described(name, DEFENSES.kind(name)) for name in DEFENSES.names()]
     if what == "models":
-        from untaint.models.build import names
+        from untaint.models.build import INSERTED, names
 
-        return [(name, "small and quick on a CPU" if "proxy" in name else "torchvision", "") for name in names()]
+        networks = [(name, "small and quick on a CPU" if "proxy" in name else "torchvision", "") for name in names()]
+        return [*networks, *(_described(f"NAME+{name}", kind) for name, kind in INSERTED.items())]
     if what == "rules":
         from untaint.scores import RULES
 

@@ -273,6 +273,10 @@ def test_list(what: str) -> None:
     }
     assert re.search(rf"^  {expected[what]}\b", outcome.out, re.MULTILINE)
     assert max(map(len, outcome.out.splitlines())) <= 100
+    if what == "models":
+        assert re.search(
+            r"^  NAME\+eigenguard .*\n(.*\n)? +at=before-pool, k=50, remainder=0\.001", outcome.out, re.MULTILINE
+        )
     if what == "attacks":
         assert re.search(r"^ +cell, corner$", outcome.out, re.MULTILINE)
         assert re.search(

@@ -27,7 +27,7 @@ KNOWN = 0.5  # of the class a surrogate should recognise
 
 @dataclass(frozen=True, kw_only=True)
 class LabelConsistent(CleanLabel):
-    """A checker in the corners of pictures of the target class, whose own marks were hidden by adversarial noise: labels stay right.
+    """A checker in the corners of pictures of the target class, whose own marks were hidden by adversarial noise, or by interpolation: labels stay right.
 
     ``kind="noise"``: a surrogate is trained for ``epochs``; then ``steps`` steps of projected gradient descent make the lead of the class over all others in its logits as small as they can
     (whose slope, other than that of the loss, does not vanish where the surrogate is sure: Carlini and Wagner, 2017), while no pixel changes by more than ``epsilon`` of 255 levels. ``kind="interpolation"``: each picture is replaced by what an autoencoder,

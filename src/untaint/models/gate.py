@@ -78,7 +78,7 @@ class TriggerGate(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """Where a TriggerGate is put: what ``resnet18+gate:at=layer3`` says behind the plus."""
+    """A TriggerGate behind a layer, which ``repair`` fills: ``resnet18+gate:at=layer3``."""
 
     at: str = BEFORE_POOL
 

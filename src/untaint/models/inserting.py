@@ -65,7 +65,7 @@ def put_behind(model: nn.Module, at: str, added: nn.Module) -> Behind:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """EigenGuard by its options, and where it is put: what ``resnet18+eigenguard:k=50,at=layer3`` says behind the plus."""
+    """EigenGuard behind a layer, by its options: ``resnet18+eigenguard:k=50,at=layer3``."""
 
     at: str = BEFORE_POOL
     k: int = 50

@@ -127,7 +127,7 @@ def inverse_root(matrix: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Whiten:
-    """Where Whitening is put, and its kind: what ``resnet18+whitening:kind=zca,at=layer3`` says behind the plus."""
+    """A whitening layer behind another, the control for EigenGuard: ``resnet18+whitening:kind=zca,at=layer3``."""
 
     at: str = BEFORE_POOL
     kind: Kind = "zca"
