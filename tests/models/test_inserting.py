@@ -46,7 +46,7 @@ def depends_on_others(model, seen):
 
 
 def test_a_guard_that_is_made_already_is_copied_into_the_network():
-    guard = EigenGuard.recommended(batch=10, steps=6)
+    guard = EigenGuard.recommended(batch=10, steps=3)
     guarded = insert_eigenguard(network("proxy"), guard=guard)
     (own,) = [module for module in guarded.modules() if isinstance(module, EigenGuard)]
     assert own is not guard

@@ -38,7 +38,7 @@ class EigenGuard(nn.Module):
     ``eval``: in eval mode, ``"running"`` applies a fixed linear map made of means over the batches trained on (``momentum``: the weight of the newest,
     as in BatchNorm), so that a picture's prediction does not depend on the others; ``"batch"`` does as in training (the paper's). Kept as ``evaluating``, which may be changed.
     ``gradient``: ``"held"`` takes the singular vectors for constants; ``"exact"`` does not. ``steps``: after so many batches in training mode features pass as they are, in
-    eval mode too, and ``remove_eigenguard`` changes no prediction any more; without it (the paper's) the layer stays at work. ``EigenGuard.recommended`` makes one that costs less accuracy.
+    eval mode too, and ``remove_eigenguard`` changes no prediction any more; without it (the paper's) the layer stays at work.
 
     With several processes (``DistributedDataParallel``) each equalises its own batch, and the means are of all of them; after ``convert_sync`` they equalise all their batches as one. Computed in float32 under autocast. Raises SpecError for options out of range and TrainingError for features that are not finite.
     """
@@ -89,20 +89,15 @@ class EigenGuard(nn.Module):
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     @classmethod
-    def recommended(cls, *, batch: int, steps: int, **options: Any) -> Self:
-        """Return the layer as it costs least accuracy for what it defends, of all that was tried: at work in the first half of training, ``k`` of 0.4 of a batch, and a tenth left of all else.
+    def recommended(cls, *, batch: int, **options: Any) -> Self:
+        """Return the layer with what did best of all that was tried: ``k`` of 0.4 of a batch, and a tenth left of all else.
 
-        ``batch``: pictures in a training batch; ``steps``: batches in the whole training (epochs times batches of one). ``options``: as for the class, where another is
-        wanted. What it defends against and what not: docs/eigenguard.md. Raises SpecError for numbers below 1.
+        ``batch``: pictures in a training batch. ``options``: as for the class, where another is wanted. What it defends against, and what not: docs/eigenguard.md.
+        Raises SpecError for a batch below 1.
         """
-        for name, value in (("batch", batch), ("steps", steps)):
-            if value < 1:
-                raise SpecError(f"{name} is {value}. Give a number from 1 on.")
-        usual = {
-            "k": max(1, round(SHARE_OF_BATCH * batch)),
-            "remainder": REMAINDER,
-            "steps": max(1, round(SHARE_OF_TRAINING * steps)),
-        }
+        if batch < 1:
+            raise SpecError(f"batch is {batch}. Give how many pictures a training batch has.")
+        usual: dict[str, Any] = {"k": max(1, round(SHARE_OF_BATCH * batch)), "remainder": REMAINDER}
         return cls(**(usual | options))
 
     def forward(self, features: Tensor) -> Tensor:
