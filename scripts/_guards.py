@@ -23,7 +23,12 @@ def guards(text: str) -> str:
     found = [result for result in found_in("eigenguard") if "model" in result]
     titles = [group.title for group in grouped(found)]
     several = next(title for title in titles if title.endswith(", six"))
-    parts = [by_attack([result for result in found if result["title"] == several]), variants(), others(found, several)]
+    parts = [
+        by_attack([result for result in found if result["title"] == several]),
+        variants(),
+        others(found, several),
+        without_labels(),
+    ]
     return before + begin + "\n" + "\n\n".join(filter(None, parts)) + "\n" + end + after
 
 
@@ -82,3 +87,16 @@ def others(found: list[Result], several: str) -> str:
 
 def percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f} %"
+
+
+def without_labels() -> str:
+    """What benchmarks/self_supervised.py found: a line for each encoder; nothing where it was not run."""
+    path = ROOT / "results" / "self-supervised.json"
+    if not path.exists():
+        return ""
+    told = json.loads(path.read_text())
+    rows = [
+        [name, percent(line["clean accuracy"]), percent(line["attack success"])] for name, line in told["found"].items()
+    ]
+    head = f"SimCLR, {told['rows']:,} pictures, {told['epochs']} epochs, {told['poisoned']} with `{told['attack']}` (`benchmarks/self_supervised.py`)"
+    return table([head, "clean accuracy of a linear probe", "attack success"], rows)

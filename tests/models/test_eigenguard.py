@@ -190,7 +190,7 @@ def test_once_its_steps_are_done_taking_it_out_changes_nothing_even_after_loadin
 
 def test_the_recommended_one_follows_the_batch_and_options_come_before_it():
     layer = EigenGuard.recommended(batch=128)
-    assert (layer.k, layer.remainder, layer.steps) == (51, 0.1, None)
+    assert (layer.k, layer.remainder, layer.steps) == (51, 1e-3, None)
     layer = EigenGuard.recommended(batch=1, remainder=0.5, common="mean")
     assert (layer.k, layer.remainder, layer.common) == (1, 0.5, "mean")
     with pytest.raises(SpecError, match="batch is 0"):
