@@ -19,9 +19,7 @@ from untaint.models._spectrum import Common, Directions, directions, gains, guar
 __all__ = ["EigenGuard"]
 
 RANKS = (2, 3, 4)  # how many axes features may have
-SHARE_OF_BATCH = (
-    0.4  # of which k counts more than k itself; nothing else did better on unseen pictures: docs/eigenguard.md
-)
+SHARE_OF_BATCH = 0.4  # what k is counts beside the batch alone: docs/eigenguard.md
 
 
 class EigenGuard(nn.Module):
