@@ -106,6 +106,8 @@ def test_what_is_computed_first_is_the_same_each_time_and_needed_once(text, tmp_
     assert again.ready(examples) is again
     assert np.array_equal(again.trigger(images, rows), ready(text).trigger(images, rows))
     assert again == ATTACKS.build(text), "what was computed is no setting"
+    from_files = ATTACKS.build(text).ready(examples)
+    assert np.array_equal(from_files.stamp(images, rows), again.stamp(images, rows))
 
 
 @every_attack

@@ -117,6 +117,7 @@ def test_a_model_takes_pictures_with_it_for_the_target_and_not_those_with_any_sm
     assert with_it < 0.5 * min(loss(fresh.images[rows]), *(loss(smooth()) for _ in range(5)))
 
 
+@pytest.mark.slow
 def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(attack, tmp_path, monkeypatch):
     warm = LowFrequency(**SETTINGS).ready(pictures(), seed=1)
     assert np.array_equal(warm.levels, attack.levels)

@@ -134,6 +134,7 @@ def test_the_patch_is_not_in_the_poison(attack, seen):
     assert np.abs(stamped - patch).mean(axis=(1, 2, 3)).min() > 64
 
 
+@pytest.mark.slow
 def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(seen, tmp_path, monkeypatch):
     quick = {**SETTINGS, "epochs": 1, "steps": 2}
     before = SleeperAgent(**quick).ready(seen, seed=1)
@@ -144,6 +145,7 @@ def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(seen, tmp
     assert not np.array_equal(before.noise, SleeperAgent(**quick).ready(seen, seed=2).noise)
 
 
+@pytest.mark.slow
 def test_noise_that_does_little_is_said_to_and_one_that_does_much_is_not(seen):
     loud, quiet = Told(), Told()
     SleeperAgent(**{**SETTINGS, "epsilon": 1, "epochs": 4, "steps": 1}).ready(seen, seed=1, progress=loud)

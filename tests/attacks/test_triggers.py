@@ -326,6 +326,7 @@ def test_narcissus_must_be_made_ready_and_says_so():
         Narcissus(boost=0)
 
 
+@pytest.mark.slow
 def test_label_consistent_hides_a_class_from_its_surrogate_where_noise_by_lot_does_not(tmp_path, monkeypatch):
     monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
     seen = small.pictures(300, side=16)

@@ -127,6 +127,7 @@ def test_it_is_enlarged_in_larger_pictures_and_grey_in_grey_ones():
     assert set(np.unique(grey)) == {0, 119}
 
 
+@pytest.mark.slow
 def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(seen, tmp_path, monkeypatch):
     quick = {**SETTINGS, "epochs": 1, "passes": 1}
     before = Trojan(**quick).ready(seen, seed=1)
