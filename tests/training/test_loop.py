@@ -210,7 +210,7 @@ def test_other_recipes_learn_other_weights(tmp_path, changes):
     assert not equal(usual, fit(pictures(), replace(RECIPE, **changes), tmp_path / "other", seed=0))
 
 
-@pytest.mark.parametrize("name", ["proxy", "resnet18"])
+@pytest.mark.parametrize("name", ["proxy", pytest.param("resnet18", marks=pytest.mark.slow)])
 def test_muon_trains_other_networks_too(tmp_path, name):
     recipe = replace(RECIPE, model=name, epochs=4, optimizer="muon", learning_rate=0.05, weight_decay=0.5)
     examples = pictures(120)
