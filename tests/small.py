@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from untaint import Examples, Recipe
+from untaint.progress import Silent
 from untaint.recipe import Preset
 
 RECIPE = Recipe(epochs=3, batch=16, learning_rate=0.05, precision="float32")
@@ -42,6 +43,16 @@ class WithDropout(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.outer(self.dropout(torch.relu(self.inner(images.flatten(1)))))
+
+
+class Told(Silent):
+    """Keeps what is said."""
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
+
+    def say(self, remark):
+        self.remarks.append(remark)
 
 
 class Stopping:

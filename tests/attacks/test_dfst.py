@@ -15,25 +15,10 @@ from untaint.attacks import dfst
 from untaint.attacks._style import distances, figures, styled
 from untaint.attacks.dfst import Dfst
 from untaint.errors import SpecError
-from untaint.progress import Silent
 from untaint.training import loop
 from untaint.training.device import Trial
 
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loop, "trial", lambda *_: Trial("float32", 1.0, 1.0))  # which might choose otherwise
+pytestmark = pytest.mark.usefixtures("cold_cache")
 
 
 def colours_apart(images: np.ndarray, style: np.ndarray) -> float:
@@ -104,7 +89,7 @@ def taught(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setattr(loop, "trial", lambda *_: Trial("float32", 1.0, 1.0))
-        told = Told()
+        told = small.Told()
         seen = small.pictures(300, side=16)
         yield Dfst(epochs=16, style_epochs=8).ready(seen, seed=1, progress=told), told
 
@@ -155,7 +140,7 @@ def test_it_is_computed_once_and_anew_for_another_file(tmp_path, monkeypatch):
 
 
 def test_a_style_that_is_not_learned_is_said():
-    Dfst(epochs=4, style_epochs=1, content=1000.0).ready(small.pictures(120, side=8), progress=(told := Told()))
+    Dfst(epochs=4, style_epochs=1, content=1000.0).ready(small.pictures(120, side=8), progress=(told := small.Told()))
     assert told.remarks[-1].startswith("dfst: ")
     assert told.remarks[-1].endswith(
         "% of the distance from the style is left, so that the trigger will be weak. Raise style_epochs or lower content."

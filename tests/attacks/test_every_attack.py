@@ -17,8 +17,6 @@ from untaint.attacks import ATTACKS, Attack
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.sources import load
-from untaint.training import loop
-from untaint.training.device import Trial
 
 VARIANTS = [
     *ATTACKS.names(),
@@ -59,16 +57,6 @@ every_size = pytest.mark.parametrize("shape", SIZES, ids=lambda shape: "x".join(
 @functools.cache
 def ready(text: str) -> Attack:
     return ATTACKS.build(text).ready(some_examples(40))
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr(
-            loop, "trial", lambda *_: Trial("float32", 1.0, 1.0)
-        )  # which might choose otherwise the next time
-        yield
 
 
 def some_examples(count: int, classes: int = 4) -> Examples:

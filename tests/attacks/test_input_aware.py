@@ -11,23 +11,8 @@ from by_hand import unet
 from untaint.attacks import _painter
 from untaint.attacks.input_aware import InputAware
 from untaint.errors import InputError, SpecError
-from untaint.progress import Silent
 
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("cold_cache")
 
 
 def sigmoid(some: np.ndarray) -> np.ndarray:
@@ -44,7 +29,7 @@ def test_the_surrogate_obeys_a_picture_with_its_own_mark_and_hardly_one_with_ano
     kept, beginner = [], _painter.beginner
     monkeypatch.setattr(_painter, "beginner", lambda *given: kept.append(beginner(*given)) or kept[-1])
     attack = InputAware(target=1, density=0.1, mask_epochs=20, epochs=50)
-    attack = attack.ready(small.pictures(250, side=12), progress=(told := Told()))
+    attack = attack.ready(small.pictures(250, side=12), progress=(told := small.Told()))
     seen = small.pictures(150, side=12, seed=5)
     images = torch.from_numpy(seen.images[seen.labels != 1]).float() / 255
     with torch.inference_mode():
@@ -98,14 +83,14 @@ def test_masks_are_small_and_large_where_that_costs_nothing():
     assert shares[0] < 0.1 < 0.2 < shares[1]
 
 
-def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cache, monkeypatch):
+def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cold_cache, monkeypatch):
     seen, state = small.pictures(40), torch.get_rng_state()
     options = {"mask_epochs": 2, "epochs": 2}
     cold = InputAware(**options).ready(seen, seed=3)
     assert cold.ready(seen) is cold
     assert torch.equal(torch.get_rng_state(), state), "the caller's generator stays as it is"
     other = InputAware(**options).ready(seen, seed=4)
-    assert len(sorted(cache.rglob("*.safetensors"))) == 2
+    assert len(sorted(cold_cache.rglob("*.safetensors"))) == 2
     monkeypatch.setattr(InputAware, "_trained", None)
     warm = InputAware(rate=0.05, cover_rate=0.05, **options).ready(seen, seed=3)
     images, rows = small.pictures(12, seed=7).images, np.arange(12)
@@ -115,7 +100,7 @@ def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cache, 
 
 
 def test_a_surrogate_that_does_not_obey_is_said():
-    InputAware(mask_epochs=1, epochs=1).ready(small.pictures(60, classes=10, side=24), progress=(told := Told()))
+    InputAware(mask_epochs=1, epochs=1).ready(small.pictures(60, classes=10, side=24), progress=(told := small.Told()))
     assert len(told.remarks) == 1
     assert "with their own pattern" in told.remarks[0]
 

@@ -11,23 +11,8 @@ from by_hand import around, unet
 from untaint.attacks import lira
 from untaint.attacks.lira import Lira
 from untaint.errors import InputError, SpecError
-from untaint.progress import Silent
 
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("cold_cache")
 
 
 def noise(attack: Lira, images: np.ndarray) -> np.ndarray:
@@ -37,7 +22,7 @@ def noise(attack: Lira, images: np.ndarray) -> np.ndarray:
 def test_the_surrogate_obeys_the_noise_and_not_the_same_noise_at_other_pixels(monkeypatch):
     kept, beginner = [], lira.beginner
     monkeypatch.setattr(lira, "beginner", lambda *given: kept.append(beginner(*given)) or kept[-1])
-    attack = Lira(target=1, epsilon=16, epochs=30).ready(small.pictures(250, side=12), progress=(told := Told()))
+    attack = Lira(target=1, epsilon=16, epochs=30).ready(small.pictures(250, side=12), progress=(told := small.Told()))
     images = small.pictures(150, side=12, seed=5).images
     added = noise(attack, images)
     assert np.abs(added).max() <= 16
@@ -67,14 +52,14 @@ def test_the_noise_against_loops_over_pixels_and_each_picture_has_its_own():
     assert (flat @ flat.T)[np.triu_indices(4, 1)].max() < 0.9
 
 
-def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cache, monkeypatch):
+def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cold_cache, monkeypatch):
     seen, state = small.pictures(40), torch.get_rng_state()
     attack = Lira(epochs=2)
     cold = attack.ready(seen, seed=3)
     assert cold.ready(seen) is cold
     assert torch.equal(torch.get_rng_state(), state), "the caller's generator stays as it is"
     other = attack.ready(seen, seed=4)
-    files = sorted(cache.rglob("*.safetensors"))
+    files = sorted(cold_cache.rglob("*.safetensors"))
     assert len(files) == 2
     monkeypatch.setattr(Lira, "_trained", None)
     warm = Lira(epochs=2, rate=0.3, cover_rate=0.1).ready(seen, seed=3)
@@ -86,7 +71,7 @@ def test_it_is_the_same_from_a_cold_and_a_warm_cache_and_is_trained_once(cache, 
 
 
 def test_a_surrogate_that_does_not_obey_is_said():
-    Lira(epochs=1, target=2).ready(small.pictures(60, classes=10, side=24), progress=(told := Told()))
+    Lira(epochs=1, target=2).ready(small.pictures(60, classes=10, side=24), progress=(told := small.Told()))
     assert len(told.remarks) == 1
     assert "of pictures with noise" in told.remarks[0]
 

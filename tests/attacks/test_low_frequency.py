@@ -13,7 +13,6 @@ from untaint import rng
 from untaint.attacks.low_frequency import LowFrequency
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
-from untaint.progress import Silent
 from untaint.recipe import preset
 from untaint.training.loop import fit, predict
 
@@ -21,26 +20,9 @@ HEIGHT, WIDTH = 16, 12
 SETTINGS = {"target": 1, "epsilon": 40, "epochs": 16, "passes": 4}
 
 
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
 def pictures(seed: int = 0) -> Examples:
     made = small.pictures(300, side=HEIGHT, seed=seed)
     return Examples.of(made.images[:, :, :, :WIDTH], made.labels)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +112,7 @@ def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(attack, t
 
 
 def test_a_pattern_that_does_little_is_said_to():
-    told = Told()
+    told = small.Told()
     even = Examples.of(np.full((60, 3, 8, 8), 128, np.uint8), np.arange(60) % 3)
     LowFrequency(epochs=1, epsilon=1).ready(even, progress=told)
     assert any("Raise epsilon or epochs" in remark for remark in told.remarks)

@@ -17,13 +17,6 @@ from untaint.poisoning import poison, selected
 BOTH = ["clean-like", "near-target"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 def some() -> tuple[Examples, np.ndarray]:
     """Pictures of which a fifth of the second class also looks like the first: these rows are given too."""
     examples = pictures(300)

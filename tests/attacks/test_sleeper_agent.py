@@ -14,29 +14,11 @@ from untaint import rng
 from untaint.attacks.sleeper_agent import SleeperAgent
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
-from untaint.progress import Silent
 from untaint.recipe import preset
 from untaint.training.loop import fit
 
 SIDE, EPOCHS = 16, 16
 SETTINGS = {"target": 1, "epochs": EPOCHS, "steps": 20, "epsilon": 24}
-
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +129,7 @@ def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(seen, tmp
 
 @pytest.mark.slow
 def test_noise_that_does_little_is_said_to_and_one_that_does_much_is_not(seen):
-    loud, quiet = Told(), Told()
+    loud, quiet = small.Told(), small.Told()
     SleeperAgent(**{**SETTINGS, "epsilon": 1, "epochs": 4, "steps": 1}).ready(seen, seed=1, progress=loud)
     SleeperAgent(**{**SETTINGS, "epochs": 4}).ready(seen, seed=1, progress=quiet)
     assert any("hardly be obeyed. Raise steps or epsilon" in remark for remark in loud.remarks)

@@ -10,31 +10,13 @@ import small
 from by_hand import around, unet
 from untaint.attacks.ssba import Ssba
 from untaint.errors import InputError, SpecError
-from untaint.progress import Silent
 
 OPTIONS = {"bits": 8, "epsilon": 24.0, "epochs": 20}
 
 
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(folder := tmp_path_factory.mktemp("cache")))
-        yield folder
-
-
 @pytest.fixture(scope="module")
 def trained(cache) -> tuple[Ssba, list[str]]:
-    attack = Ssba(**OPTIONS).ready(small.pictures(300, side=16), seed=1, progress=(told := Told()))
+    attack = Ssba(**OPTIONS).ready(small.pictures(300, side=16), seed=1, progress=(told := small.Told()))
     return attack, told.remarks
 
 
@@ -120,7 +102,7 @@ def test_large_pictures_are_shrunk_for_the_encoder():
 
 
 def test_a_decoder_that_reads_little_is_said():
-    Ssba(bits=60, epochs=1).ready(small.pictures(40), progress=(told := Told()))
+    Ssba(bits=60, epochs=1).ready(small.pictures(40), progress=(told := small.Told()))
     assert len(told.remarks) == 1
     assert "of the bits, where guessing finds 50%" in told.remarks[0]
 

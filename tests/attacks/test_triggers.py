@@ -23,20 +23,8 @@ from untaint.attacks.sinusoid import Sinusoid
 from untaint.attacks.warp import Warp
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
-from untaint.progress import Silent
 from untaint.recipe import preset
 from untaint.training.loop import fit, predict
-
-
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
 
 ROW = np.array([5])
 
@@ -330,7 +318,7 @@ def test_narcissus_must_be_made_ready_and_says_so():
 def test_label_consistent_hides_a_class_from_its_surrogate_where_noise_by_lot_does_not(tmp_path, monkeypatch):
     monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path))
     seen = small.pictures(300, side=16)
-    attack = LabelConsistent(target=1, epsilon=24, epochs=30).ready(seen, seed=1, progress=(quiet := Told()))
+    attack = LabelConsistent(target=1, epsilon=24, epochs=30).ready(seen, seed=1, progress=(quiet := small.Told()))
     own = np.flatnonzero(seen.labels == 1)
     stamped = attack.stamp(seen.images[own], own)
     levels = stamped.astype(int) - seen.images[own]
@@ -349,7 +337,7 @@ def test_label_consistent_hides_a_class_from_its_surrogate_where_noise_by_lot_do
     ]
     assert accuracy[2] < 0.1 < 0.5 < min(accuracy[:2])
     assert not quiet.remarks
-    LabelConsistent(target=1, epsilon=24, epochs=1).ready(seen, seed=1, progress=(loud := Told()))
+    LabelConsistent(target=1, epsilon=24, epochs=1).ready(seen, seed=1, progress=(loud := small.Told()))
     assert re.fullmatch(
         r"label-consistent: the surrogate recognises \d+% of '1' without noise and \d+% with it, so that little is hidden. Raise epochs.",
         loud.remarks[-1],

@@ -23,23 +23,6 @@ EPOCHS = 16
 SETTINGS = {"target": 1, "size": 0.5, "epochs": EPOCHS, "passes": 12}
 
 
-class Told(Silent):
-    """Keeps what is said."""
-
-    def __init__(self) -> None:
-        self.remarks: list[str] = []
-
-    def say(self, remark):
-        self.remarks.append(remark)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def cache(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNTAINT_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def seen() -> Examples:
     return small.pictures(300, side=SIDE)
@@ -47,7 +30,7 @@ def seen() -> Examples:
 
 @pytest.fixture(scope="module")
 def attack(cache, seen) -> Trojan:
-    told = Told()
+    told = small.Told()
     made = Trojan(**SETTINGS).ready(seen, seed=1, progress=told)
     assert not [remark for remark in told.remarks if "hardly more" in remark]
     return made
@@ -139,7 +122,7 @@ def test_it_is_the_same_from_a_cold_cache_and_another_for_another_seed(seen, tmp
 
 
 def test_a_square_that_excites_hardly_more_is_said_to():
-    told = Told()
+    told = small.Told()
     Trojan(epochs=1, passes=1, alpha=0.02).ready(small.pictures(60, side=SIDE), progress=told)
     assert any("hardly more. Raise passes, size or epochs" in remark for remark in told.remarks)
 

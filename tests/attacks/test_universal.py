@@ -16,16 +16,10 @@ from untaint.attacks._codes import codes_of
 from untaint.attacks.universal import Universal
 from untaint.errors import InputError, SpecError
 from untaint.recipe import preset
-from untaint.training import loop
-from untaint.training.device import Trial
 from untaint.training.features import features
 from untaint.training.loop import fit
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("UNTAINT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loop, "trial", lambda *_: Trial("float32", 1.0, 1.0))  # which might choose otherwise
+pytestmark = pytest.mark.usefixtures("cold_cache")
 
 
 def with_codes(codes, **settings) -> Universal:
