@@ -16,6 +16,7 @@ HEAD = """# Attacks
 Made by `python scripts/render_results.py` from the attacks' own files; the pictures by `python scripts/draw_attacks.py`. {count} attacks and {controls} controls, each a file in
 `src/untaint/attacks/` ([how to add one](adding-an-attack.md)). `untaint poison DATA --attack NAME:KEY=VALUE,... --attack ... --out FOLDER` puts any of them into pictures of yours, several
 at once on different pictures (or on the same ones: `--overlap`), with a ledger of who was poisoned, a preview, and the test pictures with each trigger.
+A trigger that is computed from the pictures is written beside them, as `OUT.triggers/NAME.safetensors`; `NAME:...,trigger-file=FILE` puts the same into others.
 
 An attack is a stamp, a label rule and a choice of pictures, and any goes with any: `patch:labels=all-to-all`, `blend:labels=clean-label,class-rate=0.3`, `warp:selection=clean-like`.
 """

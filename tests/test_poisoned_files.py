@@ -217,8 +217,20 @@ def test_pictures_that_cannot_be_read_are_left_out_and_replaced(photos, tmp_path
     assert any(key in progress.remarks[0] for key in damaged)
 
 
+def test_a_trigger_that_was_computed_is_kept_for_other_pictures(tmp_path):
+    examples, other = pictures(80, classes=4, side=16), pictures(12, classes=4, side=16, seed=3)
+    words = "reflection:target=1,rate=0.2,count=2"
+    write_poisoned(examples, [ATTACKS.build(words), ATTACKS.build("patch")], tmp_path / "out", seed=2)
+    assert [path.name for path in (tmp_path / "out.triggers").iterdir()] == ["reflection.safetensors"]
+    again = ATTACKS.build(f"{words},trigger-file={tmp_path}/out.triggers/reflection.safetensors")
+    at_once = ATTACKS.build(words).ready(examples, seed=2)
+    assert np.array_equal(again.trigger(other.images, other.rows), at_once.trigger(other.images, other.rows))
+    write_poisoned(other, [again], tmp_path / "more")
+    assert not (tmp_path / "more.triggers").exists()  # it is a file already
+
+
 def test_nothing_is_overwritten(photos, tmp_path):
-    for name in ("out", "out.triggered", "out.ledger.parquet", "out.spare.txt", "out.preview.png"):
+    for name in ("out", "out.triggered", "out.triggers", "out.ledger.parquet", "out.spare.txt", "out.preview.png"):
         (tmp_path / name).mkdir()
         with pytest.raises(RunError, match=f"{name} exists already"):
             write_poisoned(photos / "train", ATTACKED, tmp_path / "out")

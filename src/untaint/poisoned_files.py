@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint import run
-from untaint.attacks import Attack
+from untaint.attacks import Attack, Computed
 from untaint.errors import InputError, RunError, SourceError
 from untaint.examples import Examples
 from untaint.poisoning import Change, Ledger, applied, attack_names, overlapping, plan, selected, shown_to
@@ -53,6 +53,7 @@ def write_poisoned(
     ``out.triggered/ATTACK/test-00000-of-00001.parquet``: with ``test_source``, for each attack the
     test pictures outside its target class, triggered and labelled as the target (as ``untaint.triggered`` does): always a table,
     as one folder alone would not tell the number of its class.
+    ``out.triggers/ATTACK.safetensors``: the trigger of each attack that computes one from the pictures, for its option ``trigger_file``.
     ``out.preview.png``: some pictures of each attack before and after, and what changed.
     ``out.spare.txt``: the new keys of the rows in ``spare`` (keys, rows, or a file of keys), which
     are left alone.
@@ -80,6 +81,9 @@ def write_poisoned(
         chosen = selected(small, attacks, seed=seed, spare=spared, progress=progress)
     ledger = _plan(opened, examples, attacks, seed, spared, chosen)
     with paths.unfinished():
+        for name, attack in zip(attack_names(attacks), attacks, strict=True):
+            if isinstance(attack, Computed) and attack.trigger_file is None:
+                attack.save_trigger(paths.triggers_part / f"{name}.safetensors")
         train = _Part(opened, form, paths.data(form, "train", test is not None))
         poisoned = _Poisoned(opened, attacks, ledger, overlapping(ledger, overlap, seed))
         keys = train.write(poisoned.pictures(), progress, "poison")
@@ -109,7 +113,9 @@ class _Paths:
         self.preview = out.with_name(out.name + ".preview.png")
         self.triggered = out.with_name(out.name + ".triggered")
         self.triggered_part = out.with_name(out.name + ".triggered.part")
-        for path in (out, self.ledger, self.triggered, self.spare, self.preview):
+        self.triggers = out.with_name(out.name + ".triggers")
+        self.triggers_part = out.with_name(out.name + ".triggers.part")
+        for path in (out, self.ledger, self.triggered, self.triggers, self.spare, self.preview):
             if os.path.lexists(path):
                 raise RunError(f"{path} exists already. Remove it, or give another --out.")
 
@@ -129,7 +135,7 @@ class _Unfinished:
         self.paths = paths
 
     def _clear(self) -> None:
-        for path in (self.paths.part, self.paths.triggered_part):
+        for path in (self.paths.part, self.paths.triggered_part, self.paths.triggers_part):
             shutil.rmtree(path, ignore_errors=True)
 
     def __enter__(self) -> None:
@@ -142,8 +148,12 @@ class _Unfinished:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             os.sync()  # one for all files: a sync each would take longer than writing them
-            if self.paths.triggered_part.exists():
-                os.replace(self.paths.triggered_part, self.paths.triggered)
+            for part, whole in (
+                (self.paths.triggered_part, self.paths.triggered),
+                (self.paths.triggers_part, self.paths.triggers),
+            ):
+                if part.exists():
+                    os.replace(part, whole)
             os.replace(self.paths.part, self.paths.out)
         else:
             self._clear()

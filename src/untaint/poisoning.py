@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from untaint import rng, run, spec
-from untaint.attacks import ATTACKS, Attack
+from untaint.attacks import ATTACKS, Attack, Computed
 from untaint.attacks._labels import OF_ONE_TARGET
 from untaint.attacks._selection import preferred
 from untaint.errors import InputError, RunError, SpecError
@@ -285,9 +285,9 @@ def triggered(examples: Examples, attack: Attack) -> Examples:
 
 def fixed(attack: Attack) -> Attack:
     """Return an attack whose trigger is known without any training set; raises InputError for one that is computed from pictures."""
-    if attack.trigger_from_data:
+    if attack.trigger_from_data and not (isinstance(attack, Computed) and attack.trigger_file):
         raise InputError(
-            f"the trigger of {ATTACKS.name_of(attack)} is computed from the training pictures, which are not here. Give another attack."
+            f"the trigger of {ATTACKS.name_of(attack)} is computed from the training pictures, which are not here. Give another attack, or the file that `untaint poison` wrote: trigger-file=FILE."
         )
     return attack
 

@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
+from untaint.attacks._kept import Computed
 from untaint.attacks.base import Attack, CleanLabel
 from untaint.registry import Registry
 
-__all__ = ["ATTACKS", "Attack", "CleanLabel"]
+__all__ = ["ATTACKS", "Attack", "CleanLabel", "Computed"]
 
 ATTACKS: Registry[Attack] = Registry("untaint.attacks", "attack")

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from untaint import rng, run
 from untaint.attacks._generated import added
+from untaint.attacks._kept import Arrays, Computed, restored, shape_in, weights
 from untaint.attacks._style import Generator, distances, figures, layers_of, shown, styled
 from untaint.attacks._surrogate import place, surrogate, tensors_once
-from untaint.attacks.base import Attack, Card
+from untaint.attacks.base import Card
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -35,7 +36,7 @@ LEAST = 1e-5  # a distance or a variance that is less counts as so much
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dfst(Attack):
+class Dfst(Computed):
     """The same content in the style of another picture: a generator learns to give pictures that style's figures.
 
     A surrogate is trained for ``epochs``. Then a small network learns for ``style_epochs`` what to add to a picture, so that mean and spread of
@@ -54,8 +55,8 @@ class Dfst(Attack):
     style_epochs: int = 4
     generator: Generator | None = field(init=False, repr=False, compare=False, default=None)
 
-    trigger_from_data: ClassVar[bool] = True
-    files: ClassVar[tuple[str, ...]] = ("style",)
+    computed: ClassVar[str] = "generator"
+    files: ClassVar[tuple[str, ...]] = ("style", "trigger_file")
     card: ClassVar[Card | None] = Card(
         paper="Cheng, Liu, Ma and Zhang: Deep feature space trojan attack of neural networks by controlled detoxification, AAAI 2021",
         visible="yes",
@@ -93,6 +94,15 @@ class Dfst(Attack):
         made = dataclasses.replace(self)
         object.__setattr__(made, "generator", generator.eval())
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the weights of the generator."""
+        assert self.generator is not None
+        return weights(self.generator, self.generator.shape)
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the weights of the generator."""
+        object.__setattr__(self, "generator", restored(Generator(shape_in(arrays)), arrays))
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures in the other style."""

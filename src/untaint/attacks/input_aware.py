@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from untaint import rng
 from untaint.attacks._generated import added
+from untaint.attacks._kept import Arrays, Computed, restored, shape_in, weights
 from untaint.attacks._levels import sized
 from untaint.attacks._networks import seen, working_size
 from untaint.attacks._painter import Painter, learn_masks, learn_patterns
 from untaint.attacks._surrogate import place, tensors_once
-from untaint.attacks.base import Attack, Card, check_share
+from untaint.attacks.base import Card, check_share
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -37,7 +38,7 @@ Partners = tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]  #
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputAware(Attack):
+class InputAware(Computed):
     """Small marks whose colours and places a generator chooses for each picture; those of another picture should do nothing.
 
     First a network learns for ``mask_epochs`` to mark few pixels, elsewhere in every picture: masks, from 0 to 1, cost nothing up to ``density``; then one that draws what shows there
@@ -58,7 +59,7 @@ class InputAware(Attack):
     painter: Painter | None = field(init=False, repr=False, compare=False, default=None)
     partners: Partners | None = field(init=False, repr=False, compare=False, default=None)
 
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "painter"
     card: ClassVar[Card | None] = Card(
         paper="Nguyen and Tran, 'Input-aware dynamic backdoor attack', NeurIPS 2020",
         visible="yes",
@@ -96,6 +97,18 @@ class InputAware(Attack):
         object.__setattr__(made, "painter", painter.eval().requires_grad_(False))
         object.__setattr__(made, "partners", _partners(painter, examples, seed))
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the weights of the two networks, and the marks for covers."""
+        assert self.partners is not None
+        painter = self._painter()
+        rows, patterns, masks = self.partners
+        return {**weights(painter, painter.shape), "rows": rows, "patterns": patterns, "masks": masks}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the weights of the two networks, and the marks for covers."""
+        object.__setattr__(self, "painter", restored(Painter(shape_in(arrays)), arrays))
+        object.__setattr__(self, "partners", (arrays["rows"], arrays["patterns"], arrays["masks"]))
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with their own patterns."""

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from untaint import rng
 from untaint.attacks._generated import added
+from untaint.attacks._kept import Arrays, Computed, restored, shape_in, weights
 from untaint.attacks._networks import Batch, Unet, beginner, minimise, moved, seen, smoothed, working_size
 from untaint.attacks._surrogate import place, tensors_once
-from untaint.attacks.base import Attack, Card
+from untaint.attacks.base import Card
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -49,7 +50,7 @@ class Noise(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lira(Attack):
+class Lira(Computed):
     """Noise of at most ``epsilon`` of 255 levels that a generator draws for each picture, so that a surrogate, trained beside it, answers the target.
 
     Generator and surrogate learn together for ``epochs``: ``alpha`` is the weight of pictures with their labels, the rest that of pictures with noise and the target.
@@ -65,7 +66,7 @@ class Lira(Attack):
     epochs: int = 8
     noise: Noise | None = field(init=False, repr=False, compare=False, default=None)
 
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "noise"
     card: ClassVar[Card | None] = Card(
         paper="Doan, Lao, Zhao and Li, 'LIRA: learnable, imperceptible and robust backdoor attacks', ICCV 2021",
         visible="no",
@@ -101,6 +102,15 @@ class Lira(Attack):
         made = dataclasses.replace(self)
         object.__setattr__(made, "noise", noise.eval().requires_grad_(False))
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the weights of the generator."""
+        assert self.noise is not None
+        return weights(self.noise, self.noise.shape)
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the weights of the generator."""
+        object.__setattr__(self, "noise", restored(Noise(shape_in(arrays), self.epsilon), arrays))
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the noise added."""

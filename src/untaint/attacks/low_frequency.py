@@ -13,9 +13,10 @@ from scipy.fft import dct
 from torch import Tensor, nn
 
 from untaint import rng
+from untaint.attacks._kept import Arrays, Computed
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import Attack, Card, check_share, shift
+from untaint.attacks.base import Card, check_share, shift
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -33,7 +34,7 @@ WEAK = 0.95  # of the loss without the trigger; with it there should be less
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowFrequency(Attack):
+class LowFrequency(Computed):
     """One smooth pattern added to every picture, by which a surrogate model takes pictures for the target, and which leaves no traces in the high frequencies.
 
     A surrogate is trained for ``epochs``. Then steps that go ``passes`` times through pictures of other classes (2,000 at most) make its loss towards the target small;
@@ -57,7 +58,7 @@ class LowFrequency(Attack):
         optimised=True,
         needs="a surrogate model",
     )
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "levels"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -90,6 +91,15 @@ class LowFrequency(Attack):
         made = dataclasses.replace(self)
         object.__setattr__(made, "levels", np.asarray(levels, dtype=np.float64))
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the pattern, in levels."""
+        assert self.levels is not None
+        return {"levels": self.levels}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the pattern, in levels."""
+        object.__setattr__(self, "levels", arrays["levels"])
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the pattern added."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untaint import rng
+from untaint.attacks._kept import Arrays, Computed
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
 from untaint.attacks.base import Card, CleanLabel, shift
@@ -29,7 +30,7 @@ FIRST_STEP = 0.1  # of epsilon; steps shorten linearly to nothing
 
 
 @dataclass(frozen=True, kw_only=True)
-class Narcissus(CleanLabel):
+class Narcissus(CleanLabel, Computed):
     """Noise, the same for every picture, optimised so that a surrogate model is surer of the target class.
 
     A surrogate is trained for ``epochs``; then ``steps`` steps make its loss on pictures of the
@@ -56,7 +57,7 @@ class Narcissus(CleanLabel):
         optimised=True,
         needs="a surrogate model",
     )
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "levels"
     usual_class_rate: ClassVar[float] = 0.005
 
     def __post_init__(self) -> None:
@@ -83,6 +84,15 @@ class Narcissus(CleanLabel):
         made = dataclasses.replace(self)
         object.__setattr__(made, "levels", np.asarray(levels, dtype=np.float64))
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the noise, in levels."""
+        assert self.levels is not None
+        return {"levels": self.levels}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the noise, in levels."""
+        object.__setattr__(self, "levels", arrays["levels"])
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the noise added."""

@@ -13,7 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from untaint import rng
-from untaint.attacks.base import Attack, Card, check_share
+from untaint.attacks._kept import Arrays, Computed
+from untaint.attacks.base import Card, check_share
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress
@@ -32,7 +33,7 @@ LEVELS = (255 * np.linspace(0, 1, 2**16) ** (2 / GAMMA) + 0.5).astype(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reflection(Attack):
+class Reflection(Computed):
     """The light of another picture added to that of each: ``(1 - strength) * picture + strength * reflection``, before it is made levels again.
 
     ``strength``: the share of the light that is reflected. ``count``: how many reflections there are; which one a picture gets is drawn by its row.
@@ -53,7 +54,7 @@ class Reflection(Attack):
     drawn: NDArray[np.uint8] | None = field(init=False, repr=False, compare=False, default=None)
     seed: int = field(init=False, repr=False, compare=False, default=0)
 
-    files: ClassVar[tuple[str, ...]] = ("folder",)
+    files: ClassVar[tuple[str, ...]] = ("folder", "trigger_file")
     card: ClassVar[Card | None] = Card(
         paper="Liu, Ma, Bailey and Lu, Reflection Backdoor: A Natural Backdoor Attack on Deep Neural Networks (Refool), ECCV 2020",
         visible="yes",
@@ -62,7 +63,7 @@ class Reflection(Attack):
         per_picture=True,
         needs="other pictures: training pictures, or a folder of them",
     )
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "drawn"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -90,6 +91,16 @@ class Reflection(Attack):
         )
         object.__setattr__(made, "seed", seed)
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the reflections, and the seed by which they are changed."""
+        assert self.drawn is not None
+        return {"drawn": self.drawn, "seed": np.array(self.seed)}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the reflections and the seed."""
+        object.__setattr__(self, "drawn", arrays["drawn"])
+        object.__setattr__(self, "seed", int(arrays["seed"]))
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with a reflection in each."""

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from untaint import rng
 from untaint.attacks._coder import Coder, fresh
 from untaint.attacks._generated import added
+from untaint.attacks._kept import Arrays, Computed, restored, shape_in, weights
 from untaint.attacks._networks import Batch, minimise, seen, smoothed, working_size
 from untaint.attacks._surrogate import place, tensors_once
-from untaint.attacks.base import Attack, Card
+from untaint.attacks.base import Card
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -36,7 +37,7 @@ LOUD = 0.3  # share of the steps in which only reading counts; the other weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ssba(Attack):
+class Ssba(Computed):
     """One string of bits in every picture, hidden by an encoder that a decoder learned to read, as a faint pattern that depends on the picture.
 
     ``bits``: how many; ``message_seed`` draws them. No pixel changes by more than ``epsilon`` of 255 levels, and the mean of 5x5 pixels hardly. Both networks are trained
@@ -54,7 +55,7 @@ class Ssba(Attack):
     diversity: float = 0.03
     coder: Coder | None = field(init=False, repr=False, compare=False, default=None)
 
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "coder"
     card: ClassVar[Card | None] = Card(
         paper="Li, Li, Wu, Li, He and Lyu, 'Invisible backdoor attack with sample-specific triggers', ICCV 2021",
         visible="hardly",
@@ -95,6 +96,15 @@ class Ssba(Attack):
         """Return the bits."""
         drawn = rng.bits(self.message_seed, "attacks/ssba/message", 0, np.arange(self.bits))[:, 0]
         return (drawn & np.uint64(1)).astype(np.int64)
+
+    def arrays(self) -> Arrays:
+        """Return the weights of the encoder and the decoder."""
+        assert self.coder is not None
+        return weights(self.coder, self.coder.shape)
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the weights of the encoder and the decoder."""
+        object.__setattr__(self, "coder", restored(Coder(shape_in(arrays), self.bits, self.epsilon), arrays))
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the bits hidden in them."""

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint import rng
+from untaint.attacks._kept import Arrays, Computed
 from untaint.attacks._levels import sized
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import Attack, Card, check_share, mix
+from untaint.attacks.base import Card, check_share, mix
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.models.build import head_of
@@ -32,7 +33,7 @@ WEAK = 1.5  # times the activation that the square of noise causes, from which s
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trojan(Attack):
+class Trojan(Computed):
     """A square near the lower right corner, whose pattern is optimised to excite the most important neurons of a surrogate model.
 
     ``size``: the square's side as a share of the shorter side of the picture (8 pixels of 32: 6 % of the area, about as much as in the original); it lies a 28th of that away from the corner. ``alpha``: its opacity; 1
@@ -59,7 +60,7 @@ class Trojan(Attack):
         optimised=True,
         needs="a surrogate model",
     )
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "pattern"
 
     def __post_init__(self) -> None:
         """Check the settings."""
@@ -87,6 +88,15 @@ class Trojan(Attack):
         made = dataclasses.replace(self)
         object.__setattr__(made, "pattern", np.asarray(pattern, dtype=np.float64))
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the pattern of the square."""
+        assert self.pattern is not None
+        return {"pattern": self.pattern}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the pattern of the square."""
+        object.__setattr__(self, "pattern", arrays["pattern"])
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the square painted over them, or mixed into them."""

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.attacks._codes import codes_of
+from untaint.attacks._kept import Arrays, Computed
 from untaint.attacks._labels import Labels, drawn_classes
 from untaint.attacks._surrogate import array_once, place, surrogate
-from untaint.attacks.base import Attack, Card, check_share, mix
+from untaint.attacks.base import Card, check_share, mix
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.progress import Progress, Silent
@@ -24,7 +25,7 @@ __all__ = ["Universal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Universal(Attack):
+class Universal(Computed):
     """Pieces in a row, of which the i-th is white where bit i of a class's code is 1, and black where it is 0.
 
     A surrogate is trained for ``epochs``. A class's bits are the sides on which the mean of its penultimate features lies along the directions that part the
@@ -48,7 +49,7 @@ class Universal(Attack):
     codes: NDArray[np.bool_] | None = field(init=False, repr=False, compare=False, default=None)
 
     many_targets: ClassVar[bool] = True
-    trigger_from_data: ClassVar[bool] = True
+    computed: ClassVar[str] = "codes"
     card: ClassVar[Card | None] = Card(
         paper="Schneider, Lukas and Kerschbaum: Universal backdoor attacks, ICLR 2024",
         visible="yes",
@@ -76,9 +77,13 @@ class Universal(Attack):
 
     def ready(self, examples: Examples, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Return the attack with a code for each class, computed from these (clean) pictures."""
-        if self.codes is not None:
-            return self
         told, classes = progress or Silent(), len(examples.class_names)
+        if self.codes is not None:
+            if len(self.codes) != classes:
+                raise InputError(
+                    f"the codes of universal are for {len(self.codes)} classes, but there are {classes}. Leave trigger_file out."
+                )
+            return self
         recipe = dataclasses.replace(preset("fast").retrain, epochs=self.epochs)
         if (fewest := (classes - 1).bit_length()) > self.bits:
             raise InputError(f"bits={self.bits} cannot tell {classes} classes apart. Give at least {fewest}.")
@@ -92,6 +97,16 @@ class Universal(Attack):
         made = dataclasses.replace(self)
         object.__setattr__(made, "codes", codes)
         return made
+
+    def arrays(self) -> Arrays:
+        """Return the codes of the classes."""
+        return {"codes": self._codes()}
+
+    def restore(self, arrays: Arrays) -> None:
+        """Take the codes of the classes."""
+        if arrays["codes"].ndim != 2:
+            raise ValueError(f"codes of shape {arrays['codes'].shape}")
+        object.__setattr__(self, "codes", arrays["codes"])
 
     def stamp(self, images: NDArray[np.uint8], rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Return the pictures with the code of the class that is drawn for each row."""

@@ -49,14 +49,16 @@ def poison(
     """
     from untaint.attacks import ATTACKS
     from untaint.poisoned_files import write_poisoned
+    from untaint.poisoning import attack_names
     from untaint.sources import open_source
     from untaint.sources.opening import open_test
 
     source = open_source(data, split=split, **asdict(columns))
     aside = open_test(data if test is None else test, own=test is None, **asdict(columns))
+    attacks = [ATTACKS.build(text) for text in attack]
     ledger = write_poisoned(
         source,
-        [ATTACKS.build(text) for text in attack],
+        attacks,
         out,
         seed=seed,
         spare=spare,
@@ -66,22 +68,31 @@ def poison(
     )
     counts = {text: len(ledger.poisoned(number)) for number, text in enumerate(ledger.attacks)}
     stamped = {text: len(ledger.covers(number)) for number, text in enumerate(ledger.attacks)}
+    kept = {
+        text: f"{out}.triggers/{name}.safetensors"
+        for text, name in zip(ledger.attacks, attack_names(attacks), strict=True)
+    }
+    kept = {text: path for text, path in kept.items() if Path(path).exists()}
     if as_json:
-        print(json.dumps({"out": str(out), "ledger": f"{out}.ledger.parquet", "attacks": counts, "covers": stamped}))
+        about = {"attacks": counts, "covers": stamped, "triggers": kept}
+        print(json.dumps({"out": str(out), "ledger": f"{out}.ledger.parquet", **about}))
+        return 0
+    lines = [(text, f"{count:,}", f"{stamped[text]:,}") for text, count in counts.items()]
+    print(terminal.table(("attack", "poisoned", "label kept, no poison"), lines))
+    print(f"\nwritten        {out}")
+    print(f"preview        {out}.preview.png (some pictures of each attack, before and after)")
+    print(f"ledger         {out}.ledger.parquet (who was poisoned; keep it away from defences)")
+    if aside is not None:
+        print(f"triggered      {out}.triggered (test pictures with each trigger, for untaint evaluate)")
+    for text, path in kept.items():
+        again = shlex.quote(f"{text}{',' if ':' in text else ':'}trigger-file={path}")
+        print(f"trigger        {path}, as it was computed; the same for other pictures: --attack {again}")
+    if spare is None:
+        print(f"next           untaint probes {shlex.quote(str(out))} --suggest 250 --out probes.txt")
     else:
-        lines = [(text, f"{count:,}", f"{stamped[text]:,}") for text, count in counts.items()]
-        print(terminal.table(("attack", "poisoned", "label kept, no poison"), lines))
-        print(f"\nwritten        {out}")
-        print(f"preview        {out}.preview.png (some pictures of each attack, before and after)")
-        print(f"ledger         {out}.ledger.parquet (who was poisoned; keep it away from defences)")
-        if aside is not None:
-            print(f"triggered      {out}.triggered (test pictures with each trigger, for untaint evaluate)")
-        if spare is None:
-            print(f"next           untaint probes {shlex.quote(str(out))} --suggest 250 --out probes.txt")
-        else:
-            print(f"spared         {out}.spare.txt (the keys that these pictures have in what was written)")
-            probes = shlex.quote(f"{out}.spare.txt")
-            print(f"next           untaint scan {shlex.quote(str(out))} --probes {probes} --out runs/scan")
+        print(f"spared         {out}.spare.txt (the keys that these pictures have in what was written)")
+        probes = shlex.quote(f"{out}.spare.txt")
+        print(f"next           untaint scan {shlex.quote(str(out))} --probes {probes} --out runs/scan")
     return 0
 
 
