@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from _markdown import table
+from _takes import takes
 
 from untaint.attacks import ATTACKS, _labels
 from untaint.listing import listing
@@ -49,9 +50,10 @@ def page() -> str:
         + table(
             ["", "visible", "PSNR, at least", "SSIM, at least", "another for each picture", "optimised", "needs"], cards
         ),
+        takes(),
         *(section(name, kind, options[name]) for name, kind in kinds.items()),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def rules() -> str:

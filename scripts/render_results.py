@@ -16,7 +16,9 @@ from _guards import guards
 from _markdown import table
 from _scans import section
 
-GRIDS = [path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem != "smoke"]
+GRIDS = [
+    path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem not in ("smoke", "attacks")
+]  # the latter: docs/attacks.md
 
 
 def speed() -> str:
