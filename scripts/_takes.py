@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,14 +20,16 @@ HEAD = [
     "poisoned",
     "clean accuracy",
     "success, undefended",
+    "of a model without poison",
     "the same answer without the trigger",
-    "scan: AUROC",
+    "AUROC",
     "TPR at 1 % FPR",
     "set aside",
     "clean ones set aside",
     "success after it",
     "clean accuracy after it",
 ]
+TAKEN, SCANNED, TOGETHER = [0, 1, 2, 3, 4, 5], [0, 6, 7, 8, 9, 3, 10, 2, 11], [0, 1, 3, 4, 5, 6, 7, 8, 10]
 CONTROLS = ["control", "pictures", "clean accuracy", "set aside", "others set aside", "clean accuracy after the scan"]
 
 
@@ -44,13 +47,15 @@ def takes() -> str:
     attacks = [pair for pair in pairs if any(asr(pair[0], name) is not None for name in pair[0]["poisoned"])]
     controls = [pair for pair in pairs if pair not in attacks]
     single = [line for none, scan in attacks if len(none["poisoned"]) == 1 for line in lines(none, scan)]
+    scanned = [line for line in single if line[SCANNED[-1]]]
     parts = [
         "## Do they take, and what does the scan make of them?",
         f"`untaint bench experiments/attacks.toml --data cifar10=PATH`: 10,000 pictures of CIFAR-10, the small network, 12 epochs, one seed, each attack by itself and then seven at once; the default scan, with 250 probes. "
         f"{sum(scan is not None for _, scan in pairs)} of {settings} settings are finished{'' if settings == len(pairs) else f', and {sum(scan is None for _, scan in pairs)} without the scan'}. {machines(result['hardware'] for result in found)}. "
-        "Success: the share of the test pictures with the trigger that get the answer the attacker wants; beside it the share that get it without the trigger, from the same model. "
+        "Success: the share of the test pictures with the trigger that get the answer the attacker wants; beside it the same share of a model that was trained on these pictures without poison (`benchmarks/triggers_on_clean.py`), and the share that get this answer without the trigger. "
         "The scan was made before any of these attacks but patch, pixel, blend, sinusoid, frequency, warp and narcissus was there, and nothing was changed after these were.",
-        table(HEAD, single) if single else "",
+        part_of(single, TAKEN),
+        "What the scan makes of them:\n\n" + part_of(scanned, SCANNED) if scanned else "",
         *(group(none, scan) for none, scan in attacks if len(none["poisoned"]) > 1),
         "Controls: a detector should not call these poison, though what does harm to a model may well be set aside.\n\n"
         + table(CONTROLS, [control(none, scan) for none, scan in controls])
@@ -69,13 +74,17 @@ def group(none: Result, scan: Result | None) -> str:
         clean += (
             f"; after the scan, which sets {removed['clean']:,} clean pictures aside, {percent(clean_accuracy(scan))}"
         )
-    own = [*range(2), 3, 4, 5, 6, 7, 9]
-    rows = [[line[place] for place in own] for line in lines(none, scan)]
-    return f"{clean}.\n\n" + table([HEAD[place] for place in own], rows)
+    return f"{clean}.\n\n" + part_of(list(lines(none, scan)), TOGETHER)
+
+
+def part_of(rows: list[list[str]], columns: list[int]) -> str:
+    """A table of some columns of the lines."""
+    return table([HEAD[place] for place in columns], [[row[place] for place in columns] for row in rows])
 
 
 def lines(none: Result, scan: Result | None) -> Iterator[list[str]]:
     """One for each attack."""
+    untouched = without_poison()
     for name, text in zip(none["poisoned"], attackers_of(none), strict=True):
         plain, after = none["model"]["attacks"][name], scan["model"]["attacks"][name] if scan else {}
         seen: dict[str, Any] = scan["detection"].get(name, {}) if scan else {}
@@ -86,6 +95,7 @@ def lines(none: Result, scan: Result | None) -> Iterator[list[str]]:
             f"{count:,}",
             percent(clean_accuracy(none)),
             percent(plain.get("asr")),
+            percent(untouched.get(none["title"], {}).get(name)),
             percent(plain.get("untriggered")),
             f"{seen['auroc']:.3f}" if seen else "",
             percent(seen["tpr_at_fpr"]["0.01"]) if seen else "",
@@ -111,6 +121,13 @@ def control(none: Result, scan: Result | None) -> list[str]:
         f"{removed['rejected'] - own:,}" if removed else "",
         percent(clean_accuracy(scan)) if scan else "",
     ]
+
+
+def without_poison() -> dict[str, dict[str, float]]:
+    """What benchmarks/triggers_on_clean.py measured: setting, attack -> success."""
+    path = ROOT / "results" / "triggers-on-clean.json"
+    found: dict[str, dict[str, float]] = json.loads(path.read_text())["settings"] if path.exists() else {}
+    return found
 
 
 def asr(result: Result, name: str) -> float | None:
