@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import small
 from untaint import rng
 from untaint.attacks.reflection import Reflection
 from untaint.errors import SpecError
@@ -160,11 +162,25 @@ def test_a_folder_of_pictures_of_any_size_is_reflected_instead(tmp_path):
 def test_a_folder_without_pictures_or_with_damaged_ones_is_refused(tmp_path):
     with pytest.raises(SpecError, match="which is no folder"):
         Reflection(folder=str(tmp_path / "missing"))
-    with pytest.raises(SpecError, match=r"cannot be read \(there is none\)"):
+    with pytest.raises(SpecError, match=r"no picture can be read \(there is none\)"):
         Reflection(folder=str(tmp_path)).ready(examples())
     (tmp_path / "damaged.png").write_text("no picture")
-    with pytest.raises(SpecError, match=r"cannot be read \(damaged.png: it is no picture"):
+    with pytest.raises(SpecError, match=r"no picture can be read \('damaged.png': it is no picture"):
         Reflection(folder=str(tmp_path)).ready(examples())
+
+
+def test_damaged_pictures_among_others_are_named_and_not_used(tmp_path):
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_text("no picture")
+        Image.new("RGB", (9, 9), (200, 10 * number, 0)).save(tmp_path / f"good{number}.png")
+    made = [Reflection(folder=str(tmp_path), count=5).ready(examples(), progress=(told := small.Told())) for _ in "ab"]
+    assert len(made[0].drawn) == 5
+    assert made[0].drawn[:, 0].min() == 200
+    assert np.array_equal(made[0].drawn, made[1].drawn)
+    assert len(told.remarks) == 1
+    assert re.match(
+        r"reflection: \d pictures in .* cannot be read and are not used, first '\d.png': it is no", told.remarks[0]
+    )
 
 
 def test_it_must_be_made_ready_and_says_what_is_wrong():

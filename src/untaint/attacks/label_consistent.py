@@ -125,8 +125,9 @@ class LabelConsistent(CleanLabel):
         share, left = recognised(model, target, levels)
         if share < KNOWN or left > share / 2:
             raised = "epochs" if share < KNOWN else "tau" if self.kind == "interpolation" else "epsilon"
+            shown = target.class_names[self.target_in(target.class_names)]
             progress.say(
-                f"{name}: the surrogate recognises {share:.0%} of '{target.class_names[self.target_in(target.class_names)]}' without noise and {left:.0%} with it, "
+                f"{name}: the surrogate recognises {share:.0%} of '{shown}' without {self.kind} and {left:.0%} with it, "
                 f"so that little is hidden. Raise {raised}."
             )
         return levels

@@ -17,7 +17,7 @@ from untaint.attacks._kept import Arrays, Computed
 from untaint.attacks.base import Card, check_share
 from untaint.errors import SpecError
 from untaint.examples import Examples
-from untaint.progress import Progress
+from untaint.progress import Progress, Silent
 from untaint.sources import decode, tree
 
 __all__ = ["Reflection"]
@@ -82,12 +82,15 @@ class Reflection(Computed):
 
     def ready(self, examples: Examples, *, seed: int = 0, progress: Progress | None = None) -> Self:
         """Return the attack with its reflections, drawn from these (clean) pictures or from the folder."""
-        del progress
         if self.drawn is not None:
             return self
         made = dataclasses.replace(self)
         object.__setattr__(
-            made, "drawn", self._from_examples(examples, seed) if self.folder is None else self._from_folder(seed)
+            made,
+            "drawn",
+            self._from_examples(examples, seed)
+            if self.folder is None
+            else self._from_folder(seed, progress or Silent()),
         )
         object.__setattr__(made, "seed", seed)
         return made
@@ -123,21 +126,27 @@ class Reflection(Computed):
         rows = rng.choose(seed, "attacks/reflection", others if len(others) else examples.rows, self.count)
         return np.array(examples.images[rows])
 
-    def _from_folder(self, seed: int) -> NDArray[np.uint8]:
+    def _from_folder(self, seed: int, progress: Progress) -> NDArray[np.uint8]:
         entries = [
             entry for entry in tree.folder(Path(str(self.folder))).entries if entry.suffix in decode.PICTURE_SUFFIXES
         ]
-        chosen = rng.choose(seed, "attacks/reflection", np.arange(len(entries)), self.count)
-        with decode.quiet():
-            found, reasons = decode.decode_batch([entries[place].item for place in chosen], FOLDER_SIDE)
-        if reasons or not entries:
-            first = next(
-                (f"{entries[chosen[place]].path}: {reason}" for place, reason in reasons.items()), "there is none"
-            )
-            raise SpecError(
-                f"folder is '{self.folder}', of which pictures cannot be read ({first}). Give a folder of pictures."
-            )
-        return found
+        left, unreadable = np.arange(len(entries)), list[str]()
+        while len(left):
+            chosen = rng.choose(seed, "attacks/reflection", left, self.count)
+            with decode.quiet():
+                found, reasons = decode.decode_batch([entries[place].item for place in chosen], FOLDER_SIDE)
+            if not reasons:
+                if unreadable:
+                    progress.say(
+                        f"reflection: {len(unreadable)} pictures in {self.folder} cannot be read and are not used, first {unreadable[0]}"
+                    )
+                return found
+            unreadable += [f"'{entries[chosen[place]].path}': {reason}" for place, reason in sorted(reasons.items())]
+            left = np.setdiff1d(left, chosen[sorted(reasons)])
+        first = unreadable[0] if unreadable else "there is none"
+        raise SpecError(
+            f"folder is '{self.folder}', of which no picture can be read ({first}). Give a folder of pictures."
+        )
 
     def _reflected(self, number: int, picture: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Return the light of one reflection, of this picture, in pictures of this shape: (channel, height, width)."""
