@@ -119,7 +119,7 @@ def elsewhere() -> str:
 def unseen() -> str:
     """What it does where nobody had looked, and where nothing is poisoned."""
     parts = [
-        "The method was developed while looking at these attacks ([what was tuned on what](docs/results.md)), seeds included. On unseen draws, one each: "
+        "The method was developed while looking at these attacks ([what was tuned on what](docs/results.md#what-was-tuned-on-what)), seeds included. On unseen draws, one each: "
     ]
     draws = [
         group

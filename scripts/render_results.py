@@ -15,6 +15,7 @@ from _grids import ROOT, benchmark, plots
 from _guards import guards
 from _markdown import table
 from _scans import section
+from _tuned import tuned
 
 GRIDS = [
     path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem not in ("smoke", "attacks")
@@ -55,19 +56,7 @@ def page() -> str:
         "Made by `python scripts/render_results.py` from `results/`, which `untaint bench` and the files of `benchmarks/` write. AUROC of an attack: its rows "
         "against clean rows only. TPR at an FPR: over clean rows. ASR (attack success rate): over test pictures outside the target class. "
         "With one seed, differences of a point mean nothing.",
-        "**What was tuned on what.** How the watchers train (Muon, whitening), which signs are measured and how they are put together were "
-        "chosen while looking at CIFAR-10, 20,000 pictures, under five attacks: patch, pixel, two blends, sinusoid. The same "
-        "was then run on GTSRB under the same attacks; three things were changed after looking at it, and at CIFAR-10 with "
-        "all its pictures: the company of a probe is judged without that probe, signs are taken beside the class's probes, "
-        "and the rule reads off the quartiles how far clean scores reach to the right. All of GTSRB and the clothing pictures came last: a smaller batch "
-        "and corrections of a whole class's scores were tried on them, and not taken. "
-        "Nothing of this was chosen while looking at narcissus or frequency. The detector pattern, how cross-examination puts patterns to the test, and the rule `false-discovery` "
-        "as it is now are younger: they were chosen while looking at all seven attacks on seeds 0, 1 and 2 of CIFAR-10 and on seed 0 of GTSRB, 20,000 pictures each (the same as in the "
-        "tables here), at the warp, at lattice, pixel and sinusoid by themselves (10,000 pictures), and at both data sets without poison (5,000). They were frozen on 22 November 2026 (version 3 of cross-examination) and examined on seeds that nobody had looked at: 3 and 4 of CIFAR-10, and 1 of GTSRB, where they failed. There poison was most of one class "
-        "and half of another, and four probes had moved the middle of a third. That was mended while looking at that seed (version 4: other classes say which part of a class is natural), frozen again on the same day, and examined "
-        "again on further seeds: 5 of CIFAR-10, 2 and 3 of GTSRB, of which seed 2 missed narcissus and frequency. In GTSRB without poison, 10,000 pictures, it then took bold signs for a trigger in four draws of six. Both were mended "
-        "while looking at these (version 5), and the watchers' training was cut to 160 steps or four epochs while looking at CIFAR-10, 10,000 pictures, under eight attacks, and at seed 0 of both with 20,000; and examined on seed 4 of GTSRB, where the clean third of a class was taken for a trigger. That was mended (a part of a class towards which other classes lie is called no trigger by pixels alone), frozen on the same day, and examined on seeds 6 of CIFAR-10 and 5 of GTSRB. Learned triggers (version 6) were added while looking at CIFAR-10 (seeds 0 to 2, and 10,000 pictures under eight attacks), GTSRB (seeds 0 and 1) and both without poison; fewer patterns are put to the test (version 7) since two of nine draws of GTSRB without poison, 2,500 pictures (seeds 2 and 6), called half of a small class a trigger; these two are among the sixty below, and so are draws of CIFAR-10 that were looked at for learned triggers: the interval there is of draws that are not all unseen. It was frozen then, and the same two seeds examined again. What many of a class have who are a kind is put to the test, whatever its excess, and what works with them is taken for proof (version 8) since an attacker with twice as many covers as poison got all of it through, and a third of the sinusoids on seed 5 of GTSRB; that was chosen while looking at these two, and at which natural patterns work in draws of GTSRB and CIFAR-10 without poison, 2,500 pictures each. It was frozen then (23 November 2026) after seed 6 of CIFAR-10 had been looked at too, where nothing changed, and examined on seed 7 of both, at which nobody had looked. Every attack, seed and data set in these tables had been looked at, but for *Not looked at before*. "
-        "The attacks are the published ones but for the lattice (a pattern blend at 0.1) and narcissus (see the grid file).",
+        tuned(),
         *filter(None, map(benchmark, GRIDS)),
         "## Whole data sets, by the command line",
         "One seed each, five attacks, probes among the clean rows. BaDLoss is measured on one watcher of the same small network, 20 epochs of SGD on "
