@@ -7,22 +7,23 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, final
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from untaint import run
 from untaint.attacks.base import Attack
 from untaint.errors import SpecError
 
+if TYPE_CHECKING:
+    from torch import nn
+
 __all__ = ["Arrays", "Computed", "restored", "shape_in", "weights"]
 
 Arrays = Mapping[str, NDArray[Any]]
 KEY = "untaint"  # in the metadata of the file
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network", bound="nn.Module")
 COMMON = frozenset(field.name for field in fields(Attack)) - {"target"}
 
 
@@ -121,6 +122,8 @@ def shape_in(arrays: Arrays) -> tuple[int, int, int]:
 
 def restored(network: Network, arrays: Arrays) -> Network:
     """Return the network, with the weights among the arrays, ready to draw; raises RuntimeError where they are others'."""
+    import torch
+
     wanted = network.state_dict()
     network.load_state_dict({name: torch.from_numpy(np.array(arrays[name])) for name in wanted})
     return network.eval().requires_grad_(False)
