@@ -79,7 +79,16 @@ def test_large_pictures_get_the_stem_of_the_publication():
     assert first_convolution(large).kernel_size == (7, 7)
 
 
-def test_vgg_is_built_as_it_is_and_others_lose_their_stride():
+def test_vgg_sees_one_place_of_small_pictures_and_large_ones_as_it_is():
+    with torch.device("meta"):
+        small, large = (build("vgg16_bn", 5, (3, size, size)) for size in (64, 96))
+    shapes = [layer.weight.shape for layer in small.modules() if isinstance(layer, nn.Linear)]
+    assert shapes == [(512, 512), (512, 512), (5, 512)]
+    assert head_of(large).in_features == 4096
+    assert small(torch.rand(2, 3, 64, 64, device="meta")).shape == (2, 5)
+
+
+def test_vgg_keeps_its_first_layer_and_others_lose_their_stride():
     with torch.device("meta"):
         assert first_convolution(build("vgg16_bn", 5, (3, 32, 32))).stride == (1, 1)
         mobile = first_convolution(build("mobilenet_v2", 5, (3, 32, 32)))

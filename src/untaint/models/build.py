@@ -30,6 +30,7 @@ PROXIES: dict[str, dict[str, int]] = {
 Inserted = Guard | Gate | Whiten
 INSERTED: dict[str, type[Inserted]] = {"eigenguard": Guard, "gate": Gate, "whitening": Whiten}
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
+WIDE = 512  # features of VGG
 
 
 class Pixels(nn.Module):
@@ -148,6 +149,8 @@ def _network(name: str, classes: int, size: int) -> nn.Module:
         network = _timm(name, classes, size)
     if size <= SMALL:
         _small_stem(network)
+        if name.startswith("vgg"):
+            _small_classifier(network, classes)
     return network
 
 
@@ -192,6 +195,18 @@ def _small_stem(network: nn.Module) -> None:
                 nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
                 setattr(parent, path.rpartition(".")[2], stem)
             return
+
+
+def _small_classifier(network: nn.Module, classes: int) -> None:
+    """Give VGG hidden layers as wide as its features, and one place to see: of a small picture, 7x7 places are copies of one another (Liu and Deng, ACPR 2015)."""
+    network.avgpool = nn.AdaptiveAvgPool2d(1)
+    sizes = [(WIDE, WIDE), (WIDE, WIDE), (WIDE, classes)]
+    places = [place for place, layer in enumerate(network.classifier) if isinstance(layer, nn.Linear)]
+    for place, (seen, told) in zip(places, sizes, strict=True):
+        linear = nn.Linear(seen, told)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        network.classifier[place] = linear
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
