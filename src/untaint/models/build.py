@@ -200,13 +200,14 @@ def _small_stem(network: nn.Module) -> None:
 def _small_classifier(network: nn.Module, classes: int) -> None:
     """Give VGG hidden layers as wide as its features, and one place to see: of a small picture, 7x7 places are copies of one another (Liu and Deng, ACPR 2015)."""
     network.avgpool = nn.AdaptiveAvgPool2d(1)
-    sizes = [(WIDE, WIDE), (WIDE, WIDE), (WIDE, classes)]
-    places = [place for place, layer in enumerate(network.classifier) if isinstance(layer, nn.Linear)]
-    for place, (seen, told) in zip(places, sizes, strict=True):
-        linear = nn.Linear(seen, told)
+    layers = network.get_submodule("classifier")
+    assert isinstance(layers, nn.Sequential)
+    places = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+    for place, told in zip(places, (WIDE, WIDE, classes), strict=True):
+        linear = nn.Linear(WIDE, told)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
         nn.init.zeros_(linear.bias)
-        network.classifier[place] = linear
+        layers[place] = linear
 
 
 def head_of(model: nn.Module) -> nn.Linear | None:
