@@ -99,7 +99,9 @@ def test_rows_that_are_no_members_have_no_score(text, tmp_path):
     part = dataclasses.replace(whole, examples=whole.examples.without(np.arange(100, 120)), probes=np.arange(0, 100, 4))
     values = made(text).score(part).values
     assert np.isfinite(values[:100]).all()
-    if text.startswith(("random", "spectral", "clustering", "label-errors", "oracle", "pattern")):
+    if text.startswith(
+        ("random", "spectral", "clustering", "label-errors", "oracle", "pattern", "contamination", "spectre")
+    ):
         assert np.isnan(values[100:]).all()
 
 
