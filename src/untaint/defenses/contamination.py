@@ -17,6 +17,7 @@ __all__ = ["Contamination", "beyond_others", "likelihood_ratio", "within_classes
 
 LEAST = 1e-9  # of the variance in the main direction: what varies less is no direction
 STARTS = 5  # of the split of a class; the best is taken
+ROUNDS = 2  # a third changes nothing
 SMALLEST = 10  # a class with fewer rows is not split
 CONSISTENT = 1.4826  # median absolute deviations of a normal distribution in its standard deviation
 
@@ -25,9 +26,9 @@ CONSISTENT = 1.4826  # median absolute deviations of a normal distribution in it
 class Contamination(Detector):
     """How much better two groups explain a class than one does, in deviations beyond what is usual of the classes.
 
-    The features are the undefended model's. All groups are taken to be normal with one and the same covariance, that of rows about the mean of their
-    class (from all rows: the paper's expectation-maximisation comes to it where classes have hundreds of rows). In coordinates in which it is the identity
-    each class is parted in two; the logarithm of the ratio of likelihoods, less its median over the classes and over its median absolute deviation, is the score of the group with fewer
+    The features are the undefended model's. All groups are taken to be normal with one and the same covariance. It is that of rows about the mean of their
+    class at first, and in coordinates in which it is the identity each class is parted in two; then it is that of rows about the mean of their group (the paper takes it from clean pictures), and classes are parted again:
+    poison that lies apart no longer counts as what rows vary by. The logarithm of the ratio of likelihoods, less its median over the classes and over its median absolute deviation, is the score of the group with fewer
     probes for its size (without probes of the class: of the smaller one); the other's is its negative. The rule taken here is the paper's: above e². Classes with fewer than 10 rows, and
     those whose ratio is below the median, score 0.
     """
@@ -40,19 +41,15 @@ class Contamination(Detector):
         features, labels, members = task.features(), task.examples.labels, task.examples.rows
         values = np.full(task.examples.total, np.nan, dtype=np.float32)
         values[members] = 0
-        points = within_classes(features[members], labels[members])
+        own_labels = labels[members]
         split: dict[int, NDArray[np.bool_]] = {}
-        ratios: list[float] = []
-        for label in np.unique(labels[members]).tolist():
-            own = labels[members] == label
-            if np.count_nonzero(own) < SMALLEST or not points.shape[1] or not np.ptp(points[own], axis=0).any():
-                continue
-            seed = rng.derive(task.seed, "defenses/contamination", label) % 2**32
-            split[label] = two_clusters(points[own], seed, STARTS)
-            ratios.append(likelihood_ratio(points[own], split[label]))
+        for _ in range(ROUNDS):
+            points = within_classes(features[members], _groups(own_labels, split))
+            split = _split(points, own_labels, task.seed)
+        ratios = [likelihood_ratio(points[own_labels == label], smaller) for label, smaller in split.items()]
         vouched = np.isin(members, task.probes)
         for (label, smaller), beyond in zip(split.items(), beyond_others(np.array(ratios)), strict=True):
-            own = labels[members] == label
+            own = own_labels == label
             distrusted = _distrusted(smaller, vouched[own])
             values[members[own]] = np.where(distrusted, beyond, -beyond)
         return Scores(values=values, name="contamination", parts={"deviation": values})
@@ -76,14 +73,14 @@ class Contamination(Detector):
         ]
 
 
-def within_classes(features: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the features in coordinates in which rows vary about the mean of their class by 1 in every direction: (rows, at most width).
+def within_classes(features: NDArray[np.float32], groups: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the features in coordinates in which rows vary about the mean of their class or group by 1 in every direction: (rows, at most width).
 
     Directions in which next to nothing varies are left out.
     """
     points = features.astype(np.float64)
     points -= points.mean(axis=0)
-    _, place = np.unique(labels, return_inverse=True)
+    _, place = np.unique(groups, return_inverse=True)
     sums = np.zeros((place.max(initial=-1) + 1, points.shape[1]))
     np.add.at(sums, place, points)
     about = points - (sums / np.bincount(place)[:, None])[place]
@@ -111,6 +108,24 @@ def beyond_others(ratios: NDArray[np.float64]) -> NDArray[np.float64]:
     above = ratios - np.median(ratios)
     deviation = CONSISTENT * float(np.median(np.abs(above)))
     return np.maximum(above, 0) / max(deviation, LEAST * float(np.abs(ratios).max()), np.finfo(float).tiny)
+
+
+def _groups(labels: NDArray[np.int64], split: dict[int, NDArray[np.bool_]]) -> NDArray[np.int64]:
+    """Return a number for each row's group: its class, or where that is parted, its half."""
+    groups = 2 * labels
+    for label, smaller in split.items():
+        groups[labels == label] += smaller
+    return groups
+
+
+def _split(points: NDArray[np.float64], labels: NDArray[np.int64], seed: int) -> dict[int, NDArray[np.bool_]]:
+    """Part each class in two, by its label; one that is too small or all alike is left out."""
+    found = {}
+    for label in np.unique(labels).tolist():
+        own = points[labels == label]
+        if len(own) >= SMALLEST and own.shape[1] and np.ptp(own, axis=0).any():
+            found[label] = two_clusters(own, rng.derive(seed, "defenses/contamination", label) % 2**32, STARTS)
+    return found
 
 
 def _distrusted(smaller: NDArray[np.bool_], vouched: NDArray[np.bool_]) -> NDArray[np.bool_]:
