@@ -15,7 +15,13 @@ from untaint.progress import Silent
 from untaint.scores import Fraction, parse_rule
 
 POISONED = np.arange(5, 60, 10)
-SMALL = {"eigenguard": "eigenguard:k=4"}  # than batches of the small pictures
+SMALL = {
+    "eigenguard": "eigenguard:k=4",  # than batches of the small pictures
+    "fine-tuning": "fine-tuning:steps=5",
+    "fine-pruning": "fine-pruning:steps=5",
+    "nad": "nad:teacher-steps=3,steps=3",
+    "anp": "anp:steps=5",
+}
 VARIANTS = [
     *(SMALL.get(name, name) for name in DEFENSES.names()),
     "clustering:reduce=pca,dimensions=3",

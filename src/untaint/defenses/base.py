@@ -1,4 +1,4 @@
-"""What a defence is given (``Task``), what it gives back (``Outcome``), and the two kinds of it.
+"""What a defence is given (``Task``), what it gives back (``Outcome``), and the kinds of it.
 
 A defence sees pictures, labels and probes; nothing here can reach the ledger of who was poisoned.
 """
@@ -22,18 +22,20 @@ from numpy.typing import NDArray
 from torch import nn
 
 from untaint import rng, run
-from untaint.errors import RunError
+from untaint.errors import RunError, SpecError
 from untaint.examples import Examples
 from untaint.models.build import build
 from untaint.progress import Progress
 from untaint.recipe import Preset, Recipe
 from untaint.scores import Group, Rule, Scores, Verdict
 from untaint.training import checkpoint
+from untaint.training.cost import Meter
 from untaint.training.device import Trial, device, keyed, trial
 from untaint.training.features import features
 from untaint.training.loop import Watch, fit
+from untaint.training.tuning import Clean
 
-__all__ = ["UNDEFENDED", "Defense", "Detector", "Outcome", "Task"]
+__all__ = ["UNDEFENDED", "Defense", "Detector", "Mender", "Outcome", "Task"]
 
 UNDEFENDED = "undefended"  # folder of the model trained on everything
 STAND_INS = 250  # rows that stand in for probes where there are none
@@ -251,3 +253,43 @@ class Detector(Defense):
     def limits(self) -> list[str]:
         """Return what this detector cannot tell, in sentences for people."""
         return []
+
+
+class Mender(Defense):
+    """A defence that changes a trained model with a few pictures known to be clean. You write ``mend``; the rest is done here.
+
+    ``needs``: how many clean pictures it takes at least.
+    """
+
+    needs: ClassVar[int] = 10
+
+    @abstractmethod
+    def mend(self, model: nn.Module, clean: Clean) -> nn.Module:
+        """Return the model, which may be changed itself, of the same architecture and in eval mode."""
+
+    @final
+    def mended(self, model: nn.Module, clean: Clean) -> nn.Module:
+        """Return ``mend``'s model; raises SpecError where there are too few clean pictures."""
+        if len(clean.examples) < self.needs:
+            raise SpecError(
+                f"there are {len(clean.examples)} pictures known to be clean; this defence needs {self.needs} at least, better 250. "
+                "`untaint probes DATA --suggest 250 --out probes.txt` draws candidates to look at."
+            )
+        return self.mend(model, clean)
+
+    @final
+    def defend(self, task: Task) -> Outcome:
+        """Return the undefended model, mended with the probes; nothing is scored."""
+        clean = Clean(
+            examples=task.examples.take(task.probes),
+            augment=task.preset.retrain.augment,
+            seed=task.seed,
+            where=task.where or device(),
+            progress=task.progress,
+        )
+        source, out = task.reference(), task.scratch / "mended"
+        if run.finished(out) is None:
+            meter = Meter()
+            checkpoint.save_changed(out, self.mended(task.load(UNDEFENDED), clean), source)
+            meter.cost().save(out)
+        return Outcome(scores=None, verdict=None, model=out)

@@ -16,7 +16,7 @@ from untaint import run
 from untaint.errors import InputError, RunError
 from untaint.models.build import build
 
-__all__ = ["drop_state", "load_model", "restore_state", "save_gated", "save_model", "save_state"]
+__all__ = ["drop_state", "load_model", "restore_state", "save_changed", "save_gated", "save_model", "save_state"]
 
 
 def _save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -101,6 +101,12 @@ def save_gated(folder: Path, model: nn.Module, layer: str, source: Path) -> None
     gate = f"+gate:at={layer}"
     name = card["model"] if gate in card["model"] else card["model"] + gate
     save_model(folder, model, {**card, "model": name})
+    run.finish(folder, files=[folder / "model.safetensors", folder / "model.json"])
+
+
+def save_changed(folder: Path, model: nn.Module, source: Path) -> None:
+    """Write a finished folder with the model of ``source`` whose weights were changed."""
+    save_model(folder, model, read_card(source))
     run.finish(folder, files=[folder / "model.safetensors", folder / "model.json"])
 
 

@@ -1,0 +1,240 @@
+"""What mends a trained model with a few clean pictures: each against its formula, and on a model with a backdoor that is known."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import small
+from untaint import load_model
+from untaint.defenses import DEFENSES, Mender, Task
+from untaint.defenses.anp import ANP, masks_of
+from untaint.defenses.fine_pruning import FinePruning, pruned
+from untaint.defenses.fine_tuning import FineTuning
+from untaint.defenses.nad import NAD, attention_distance, stages_of
+from untaint.errors import SpecError, TrainingError
+from untaint.models.build import build, head_of
+from untaint.progress import Silent
+from untaint.scores import Fraction
+from untaint.training.loop import fit, predict
+from untaint.training.tuning import Clean
+
+TARGET = 0
+MENDERS = [name for name in DEFENSES.names() if issubclass(DEFENSES.kind(name), Mender)]
+
+
+def stamped(examples):
+    """The pictures of other classes than the target with the trigger, labelled as the target."""
+    images = examples.images.copy()
+    images[:, :, 6:8, 6:8] = np.array([[255, 0], [0, 255]], np.uint8)
+    return (
+        type(examples)
+        .of(images, np.full(len(images), TARGET), class_names=examples.class_names)
+        .take(np.flatnonzero(examples.labels != TARGET))
+    )
+
+
+@pytest.fixture(scope="module")
+def poisoned(tmp_path_factory):
+    """A model that knows three classes and a trigger, and clean pictures."""
+    examples = small.pictures(360)
+    images, labels = examples.images.copy(), examples.labels.copy()
+    chosen = np.flatnonzero(labels != TARGET)[::6]
+    images[chosen, :, 6:8, 6:8] = np.array([[255, 0], [0, 255]], np.uint8)
+    labels[chosen] = TARGET
+    dirty = type(examples).of(images, labels)
+    recipe = small.preset(epochs=12).retrain
+    model = fit(dirty, recipe, tmp_path_factory.mktemp("run") / "model", seed=0)
+    return model.eval(), small.pictures(90, seed=5)
+
+
+def clean(examples, **changes):
+    return Clean(examples=examples, where=torch.device("cpu"), **changes)
+
+
+def success(model):
+    return float((predict(model, stamped(small.pictures(150, seed=9))).argmax(1) == TARGET).mean())
+
+
+def right(model):
+    fresh = small.pictures(150, seed=9)
+    return float((predict(model, fresh).argmax(1) == fresh.labels).mean())
+
+
+def test_the_model_has_a_backdoor(poisoned):
+    model, _ = poisoned
+    assert success(model) > 0.9
+    assert right(model) > 0.9
+
+
+@pytest.mark.parametrize(
+    "judge",
+    [NAD(teacher_steps=100, steps=100, learning_rate=0.05), ANP(steps=150, drop=0.1)],
+    ids=lambda judge: type(judge).__name__,
+)
+def test_the_backdoor_is_weaker_and_the_rest_is_kept(judge, poisoned):
+    model, examples = poisoned
+    mended = judge.mended(copy.deepcopy(model), clean(examples, augment="crop"))
+    assert not mended.training
+    assert right(mended) > 0.85
+    assert success(mended) < 0.7
+
+
+def test_fine_tuning_teaches_what_a_model_does_not_know(tmp_path):
+    recipe = small.preset(epochs=1).retrain
+    model = fit(small.pictures(60), recipe, tmp_path / "model", seed=0)
+    before = right(model)
+    told = clean(small.pictures(90, seed=5), augment="crop")
+    assert right(FineTuning(steps=100, learning_rate=0.05).mended(model, told)) > max(0.9, before + 0.2)
+
+
+class WithFeature(nn.Module):
+    """A network of which one feature sees the trigger and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3, bias=False)
+        with torch.no_grad():
+            self.head.weight.copy_(
+                torch.tensor([[1.0, 0, 0, 0, 50], [0, 1, 0, 0, 0], [0, 0, 1, 0, 0]])[:, [0, 1, 2, 4]]
+            )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = images.mean(dim=1)
+        classes = torch.stack([bright[:, 2 * one : 2 * one + 2].mean(dim=(1, 2)) for one in range(3)], dim=1)
+        corner = bright[:, 6:8, 6:8]
+        trigger = (corner[:, 0, 0] + corner[:, 1, 1] - corner[:, 0, 1] - corner[:, 1, 0] - 1.9).relu()
+        return self.head(torch.cat([classes, trigger[:, None]], dim=1))
+
+
+def test_fine_pruning_cuts_off_what_only_the_trigger_uses():
+    examples, model = small.pictures(90, seed=5), WithFeature()
+    assert success(model) > 0.9
+    mended = FinePruning(steps=0, drop=0.04).mended(model, clean(examples))
+    assert success(mended) < 0.2
+    assert right(mended) > 0.9
+    tuned = FinePruning(steps=20, drop=0.04).mended(WithFeature(), clean(examples))
+    assert not head_of(tuned).weight[:, 3].any(), "and it stays cut off"
+
+
+def test_features_go_in_order_of_their_activity_until_accuracy_falls():
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    seen = np.concatenate([0.01 * generator.random((60, 4)), np.eye(3)[labels] * [1, 2, 3]], axis=1).astype(np.float32)
+    weight = np.concatenate([generator.normal(size=(3, 4)), np.eye(3)], axis=1)
+    least = np.argsort(seen.mean(axis=0))
+    assert pruned(seen, weight, 0.0, labels, 0.04).tolist() == least[:4].tolist()
+    assert len(pruned(seen, weight, 0.0, labels, 0.4)) == 5, "one class more"
+    assert len(pruned(seen, weight, 0.0, labels, 0.99)) == 6, "one feature is left"
+    for count in range(5):
+        cut = seen.copy()
+        cut[:, least[:count]] = 0
+        right = ((cut @ weight.T).argmax(1) == labels).mean()
+        assert (right >= 0.96) == (count <= 4)
+
+
+def test_attention_is_the_sum_of_powers_at_each_place():
+    one, other = torch.randn(4, 5, 3, 2), torch.randn(4, 6, 3, 2)
+
+    def attention(values):
+        maps = np.array(
+            [
+                [[sum(abs(c) ** 2 for c in picture[:, y, x]) for x in range(2)] for y in range(3)]
+                for picture in values.numpy()
+            ]
+        )
+        return maps / np.sqrt((maps**2).sum(axis=(1, 2), keepdims=True))
+
+    exact = ((attention(one) - attention(other)) ** 2).mean()
+    assert float(attention_distance(one, other, 2.0)) == pytest.approx(exact, rel=1e-5)
+    assert float(attention_distance(one, 3 * one, 2.0)) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("name", "count"), [("proxy", 3), ("resnet18", 3), ("mobilenet_v2", 3)])
+def test_stages_are_the_last_layers_of_the_last_resolutions(name, count):
+    model = build(name, 3, (3, 64, 64))
+    names = stages_of(model, torch.rand(2, 3, 64, 64))
+    assert len(names) == count
+    if name == "resnet18":
+        assert names == ["1.layer2", "1.layer3", "1.layer4"]
+    assert model.training
+    with pytest.raises(SpecError, match="no layer with places"):
+        stages_of(small.WithDropout(), torch.rand(2, 3, 8, 8))
+
+
+def test_masks_leave_the_model_alone_and_are_lowest_where_the_adversary_bites(poisoned):
+    model, examples = poisoned
+    before = copy.deepcopy(model.state_dict())
+    masks = masks_of(copy.deepcopy(model), clean(examples), 0.4, 0.2, 40, 45)
+    assert list(masks) == [name for name, layer in model.named_modules() if isinstance(layer, nn.BatchNorm2d)]
+    assert all(((mask >= 0) & (mask <= 1)).all() for mask in masks.values())
+    assert min(float(mask.min()) for mask in masks.values()) < 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    with pytest.raises(SpecError, match="no normalisation"):
+        masks_of(small.WithDropout(), clean(examples), 0.4, 0.2, 1, 45)
+
+
+@pytest.mark.parametrize("name", MENDERS)
+def test_nothing_is_mended_without_clean_pictures(name):
+    judge = DEFENSES.build(name)
+    with pytest.raises(SpecError, match=f"there are 3 pictures known to be clean; this defence needs {judge.needs}"):
+        judge.mended(build("proxy", 3, (3, 8, 8)), clean(small.pictures(3)))
+
+
+def test_a_rate_that_is_too_high_is_said():
+    with pytest.raises(TrainingError, match="Give a lower one"):
+        FineTuning(steps=30, learning_rate=1e9).mended(build("proxy", 3, (3, 8, 8)), clean(small.pictures(30)))
+
+
+def test_batches_take_turns_and_depend_on_the_seed_alone():
+    told = clean(small.pictures(20).take(np.arange(3, 17)), augment="crop-flip")
+    batches = list(told.batches(5, 7))
+    assert len(batches) == 5
+    assert all(len(images) == 7 for images, _ in batches)
+    again = list(told.batches(5, 7))
+    assert all(torch.equal(one, other) for (one, _), (other, _) in zip(batches, again, strict=True))
+    plain = list(told.batches(2, 7, vary=False))
+    both = torch.cat([images for images, _ in plain]).flatten(1)
+    exact = torch.from_numpy(told.examples.images[3:17]).float().div(255).flatten(1)
+    assert torch.equal(both.sum(1).sort().values, exact.sum(1).sort().values)
+    other = clean(told.examples, seed=1)
+    assert not torch.equal(next(other.batches(1, 7))[1], plain[0][1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (FineTuning, {"steps": 0}, "steps is 0"),
+        (FinePruning, {"drop": 1.0}, "drop is 1.0"),
+        (FinePruning, {"batch": 1}, "batch 1"),
+        (NAD, {"teacher_steps": 0}, "teacher_steps is 0"),
+        (NAD, {"power": 0.0}, "power is 0.0"),
+        (ANP, {"epsilon": 0.0}, "epsilon is 0.0"),
+        (ANP, {"threshold": 1.5}, "threshold is 1.5"),
+    ],
+)
+def test_options_that_make_no_sense(kind, options, said):
+    with pytest.raises(SpecError, match=said):
+        kind(**options)
+
+
+def test_a_mended_model_is_one_like_any_other(tmp_path):
+    task = Task(
+        examples=small.pictures(60),
+        probes=np.arange(0, 60, 4),
+        preset=small.preset(epochs=1),
+        rule=Fraction(0.1),
+        scratch=tmp_path,
+        seed=0,
+        progress=Silent(),
+    )
+    outcome = FineTuning(steps=5).defend(task)
+    assert outcome.scores is None
+    images = torch.rand(4, 3, 8, 8)
+    one = load_model(outcome.model)(images)
+    assert torch.equal(one, load_model(outcome.model)(images))
+    assert not torch.allclose(one, load_model(tmp_path / "undefended")(images))
