@@ -193,7 +193,7 @@ def test_report_can_be_written_elsewhere(scanned: Made, tmp_path: Path) -> None:
     assert (tmp_path / "page.html").read_text().lower().startswith("<!doctype html>")
 
 
-def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
+def test_train_and_evaluate(scanned: Made, dirty: Made, probes: Made, tmp_path: Path) -> None:
     words = ("--without", scanned[0] / "rejected.txt", *epochs(2), "--out", tmp_path / "clean")
     outcome = told("train", dirty[0], *words, "--json", "--quiet")
     assert outcome.code == 0, outcome.err
@@ -236,7 +236,7 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
     assert outcome.code == 2
     assert "no layer 'hed'" in outcome.err
 
-    mended = ("repair", tmp_path / "clean", dirty[0], "--apart", "2", "--out", tmp_path / "mended")
+    mended = ("repair", tmp_path / "clean", dirty[0], "--defense", "repair:apart=2", "--out", tmp_path / "mended")
     outcome = told(*mended)
     assert outcome.code == 0, outcome.err
     keys = {line.split("\t")[0] for line in lines(tmp_path / "mended" / "overlooked.txt")}
@@ -247,17 +247,28 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, tmp_path: Path) -> None:
     again = json.loads(told(*mended, "--json", "--quiet").out)
     assert sum(group["pictures"] for group in again["groups"]) >= len(keys)
     assert told("evaluate", tmp_path / "mended", dirty[0], "--quiet").code == 0
-    outcome = told(*mended[:4], "9", *mended[5:])
+    outcome = told(*mended[:4], "repair:apart=9", *mended[5:])
     assert outcome.code == 2
-    assert "apart = 2.0, now it is 9.0" in outcome.err
-    outcome = told("repair", tmp_path / "clean", dirty[0], "--apart", "900", "--out", tmp_path / "same")
+    assert "repair:apart=9" in outcome.err
+    outcome = told("repair", tmp_path / "clean", dirty[0], "--defense", "repair:apart=900", "--out", tmp_path / "same")
     assert "nothing was changed" in outcome.out
     assert not (tmp_path / "same" / "overlooked.png").exists()
-    for wrong, said in ((("--apart", "0"), "apart is 0"), (("--at", "bdy"), "no layer 'bdy'")):
-        outcome = told("repair", tmp_path / "clean", dirty[0], *wrong, "--out", tmp_path / "wrong")
+    for wrong, said in (
+        ("repair:apart=0", "apart is 0"),
+        ("repair:at=bdy", "no layer 'bdy'"),
+        ("fine-tuning", "there are 0 pictures known to be clean"),
+        ("spectral", "'spectral' does not mend a model that is trained"),
+    ):
+        outcome = told("repair", tmp_path / "clean", dirty[0], "--defense", wrong, "--out", tmp_path / "wrong")
         assert outcome.code == 2
         assert said in outcome.err
         assert not (tmp_path / "wrong").exists(), "the right command may use the folder"
+    tuned = ("repair", tmp_path / "clean", dirty[0], "--defense", "fine-tuning:steps=3", "--probes", probes[0])
+    outcome = told(*tuned, "--out", tmp_path / "tuned")
+    assert outcome.code == 0, outcome.err
+    assert re.search(r"Right about [\d.]+% of the 60 clean pictures; [\d.]+% before\.", outcome.out)
+    assert json.loads(told(*tuned, "--out", tmp_path / "tuned", "--json", "--quiet").out)["clean"] == 60
+    assert told("evaluate", tmp_path / "tuned", dirty[0], "--quiet").code == 0
 
 
 @pytest.mark.parametrize("what", ["attacks", "defenses", "models", "presets", "rules"])

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from untaint.arguments import overview, parse
 from untaint.cli.bench import bench
 from untaint.cli.finding import probes, report, scan, score
-from untaint.cli.models import evaluate, repair, spectrum, train
+from untaint.cli.mending import repair
+from untaint.cli.models import evaluate, spectrum, train
 from untaint.cli.trying import demo, list_, poison
 
 __all__ = ["BEGIN", "COMMANDS", "DESCRIPTION", "run_command"]

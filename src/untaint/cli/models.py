@@ -1,30 +1,25 @@
-"""Commands that train models, measure and mend them: train, evaluate, spectrum, repair."""
+"""Commands that train models and measure them: train, evaluate, spectrum."""
 
 from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from tyro.conf import Positional, UseAppendAction
+from tyro.conf import UseAppendAction
 
 from untaint import terminal
 from untaint.arguments import given, option
-from untaint.cli.options import Augmentation, Columns, Data, Json, Model, Precision, Quiet, Reading, Seed
+from untaint.cli.options import Augmentation, Columns, Data, FolderOfModel, Json, Model, Precision, Quiet, Reading, Seed
 
 if TYPE_CHECKING:
-    from untaint.examples import Examples
     from untaint.recipe import Preset
     from untaint.spectra import Spectrum
-    from untaint.training.repair import Repaired
 
-__all__ = ["evaluate", "repair", "spectrum", "train"]
+__all__ = ["evaluate", "spectrum", "train"]
 
-FolderOfModel = Positional[Annotated[Path, given("A folder written by `untaint train` or `untaint scan`.", "MODEL")]]
-SHOWN = 30  # pictures of each group in the picture
 STRONGEST = (1, 10, 50)  # so many directions are told of
 
 
@@ -175,87 +170,6 @@ def spectrum(
             f"next           open {shlex.quote(str(picture))}; look at another layer with --at (a wrong name is answered with those there are)"
         )
     return 0
-
-
-def repair(
-    model: FolderOfModel,
-    data: Data,
-    /,
-    *,
-    out: Annotated[Path, given("The folder of the repaired model.", "FOLDER")],
-    at: Annotated[str, option("The layer, by its name in the network.", "LAYER")] = "before-pool",
-    apart: Annotated[
-        float, option("From how many deviations on pictures of a class count as two groups.", "DEVIATIONS")
-    ] = 4.0,
-    split: Annotated[str, option("Which part, where the data has parts.", "PART")] = "train",
-    columns: Columns,
-    seed: Seed = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> int:
-    """Make MODEL overlook the triggers that it learned, without training and without clean pictures.
-
-    DATA is what it was trained on. What some pictures of a class show and the others do not, independently of all else in them, is taken out of these alone; they are listed, and some are shown.
-
-    Example: untaint repair runs/photos/model photos/train --out runs/repaired
-    """
-    from untaint import run
-    from untaint.report.contact_sheet import contact_sheet
-    from untaint.sources import load
-    from untaint.training.checkpoint import load_model, read_card
-    from untaint.training.evaluate import relabelled
-    from untaint.training.repair import repair as run_repair
-    from untaint.training.repair import save_repaired
-
-    network, card = load_model(model), read_card(model)
-    bars = terminal.progress(quiet)
-    read = load(data, split=split, size=card["size"][1], fewest_classes=1, progress=bars, **asdict(columns))
-    examples = relabelled(read, card["class_names"])
-    settings = {"kind": "repair", "model": card["sha256"], "data": examples.fingerprint, "at": at, "apart": apart}
-    folder = run.RunDirectory(out, {**settings, "seed": seed})
-    folder.check()
-    made = run_repair(network, examples, at, apart=apart, seed=seed, progress=bars)  # a wrong option leaves no folder
-    notes = {examples.keys[row]: f"{one.apart:.1f}" for one in reversed(made.components) for row in one.rows.tolist()}
-    with folder:
-        save_repaired(made, model, out)
-        run.write_keys(out / "overlooked.txt", notes, notes)
-        if made.components:
-            few = sorted({row for one in made.components for row in one.rows[:SHOWN].tolist()})
-            contact_sheet(examples, few, out / "overlooked.png", "What the repaired model overlooks is in these")
-    groups = _groups(made, examples, card["class_names"])
-    if as_json:
-        facts = {"out": str(out), "layer": made.layer, "looked_at": made.looked_at, "groups": groups}
-        print(json.dumps(facts, ensure_ascii=False))
-        return 0
-    if groups:
-        lines = [tuple(str(entry) for entry in one.values()) for one in groups]
-        ways = "in one way" if len(groups) == 1 else f"in {len(groups)} ways"
-        print(terminal.table(tuple(groups[0]), lines, left=True))
-        print(
-            f"\nSome pictures of a class are apart from the rest of it {ways} that the model now overlooks: a trigger, or a kind of picture that is rare in its class. Look."
-        )
-    else:
-        print("\nNo class is in two groups in any way: nothing was changed.")
-    print(f"written        {out}, a model like any other; {out / 'overlooked.txt'} names {len(notes):,} pictures")
-    if groups:
-        print(f"look           {out / 'overlooked.png'}")
-    print(f"next           untaint evaluate {shlex.quote(str(out))} TEST_DATA")
-    return 0
-
-
-def _groups(made: Repaired, examples: Examples, class_names: Sequence[str]) -> list[dict[str, object]]:
-    """Return what is told of each component that a repaired model overlooks."""
-    counts = examples.counts()
-    return [
-        {
-            "class": class_names[one.label],
-            "pictures": len(one.rows),
-            "of": int(counts[one.label]),
-            "of other classes": one.others,
-            "apart": round(one.apart, 1),
-        }
-        for one in made.components
-    ]
 
 
 def _told(found: Spectrum) -> dict[str, dict[str, object]]:

@@ -14,6 +14,7 @@ Data = Positional[
     Annotated[str, given("A folder, table or archive of pictures, a hub id, or a name such as cifar10.", "DATA")]
 ]
 Run = Positional[Annotated[Path, given("The folder of a scan.", "RUN")]]
+FolderOfModel = Positional[Annotated[Path, given("A folder written by `untaint train` or `untaint scan`.", "MODEL")]]
 Quiet = Annotated[bool, flag("No bars, no remarks.")]
 Json = Annotated[bool, flag("Print one JSON object instead of text.", name="json")]
 Check = Annotated[bool, flag("Leave with exit code 3 when something was set aside.")]

@@ -6,9 +6,13 @@ No paper's: ``untaint.repair``. Features of a trigger are independent of all els
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
 
 from untaint import run
 from untaint.defenses.base import UNDEFENDED, Defense, Outcome, Task
+from untaint.examples import Examples
 from untaint.models.inserting import BEFORE_POOL
 from untaint.training import repair
 from untaint.training.cost import Meter
@@ -36,17 +40,21 @@ class Repair(Defense):
         source, out = task.reference(), task.scratch / "repaired"
         if run.finished(out) is None:
             meter = Meter()
-            made = repair.repair(
-                task.load(UNDEFENDED),
-                task.examples,
-                self.at,
-                apart=self.apart,
-                components=self.components or None,
-                by_lot=self.by_lot,
-                seed=task.seed,
-                where=task.where,
-                progress=task.progress,
+            made = self.repaired(
+                task.load(UNDEFENDED), task.examples, seed=task.seed, where=task.where, progress=task.progress
             )
             repair.save_repaired(made, source, out)
             meter.cost().save(out)
         return Outcome(scores=None, verdict=None, model=out)
+
+    def repaired(self, model: nn.Module, examples: Examples, **how: Any) -> repair.Repaired:
+        """Return what ``untaint.repair`` makes of a model with these options; ``how``: its other arguments."""
+        return repair.repair(
+            model,
+            examples,
+            self.at,
+            apart=self.apart,
+            components=self.components or None,
+            by_lot=self.by_lot,
+            **how,
+        )
