@@ -30,7 +30,7 @@ class Recipe:
     ``model``: ``proxy``, or a name of torchvision or timm. ``horizon``: the epochs over which the
     learning rate falls, default ``epochs``; the paper watches 30 epochs of a 100-epoch schedule.
     ``one-cycle``: linear up over a fifth of the steps, then linear to zero. ``clamp``: the largest
-    loss that one example may have. ``pixels``: ``plain`` = in [0, 1]; ``normalised`` = centred and
+    loss that one example may have. ``floor``: the mean loss of a batch at which training is held; below it steps go up (flooding: Ishida et al., ICML 2020). ``pixels``: ``plain`` = in [0, 1]; ``normalised`` = centred and
     scaled by the training set's own channel moments; ``whitened`` = the same, and then filtered so
     that a pixel no longer follows from its neighbours: what pictures have little of, such as a
     faint trigger, becomes as large as what they have much of. ``muon``: see training/muon.py; its
@@ -49,6 +49,7 @@ class Recipe:
     augment: Augment = "none"
     pixels: Pixels = "normalised"
     clamp: float | None = None
+    floor: float | None = None
     precision: Precision = "auto"
     compile: bool = False
 
@@ -59,6 +60,8 @@ class Recipe:
         for name in ("epochs", "batch", "learning_rate"):
             if not getattr(self, name) > 0:
                 raise SpecError(f"{name} is {getattr(self, name)}; give a number above zero.")
+        if self.floor is not None and not self.floor > 0:
+            raise SpecError(f"floor is {self.floor}; give a loss above zero, or none.")
         if self.horizon is not None and self.horizon < self.epochs:
             raise SpecError(
                 f"horizon is {self.horizon}, less than the {self.epochs} epochs; give at least {self.epochs}."
@@ -79,8 +82,11 @@ class Recipe:
         return self.learning_rate * (total - step) / max(1, total - rise)
 
     def facts(self) -> dict[str, Any]:
-        """Return the settings as plain JSON values."""
-        return asdict(self)
+        """Return the settings as plain JSON values; without a floor that there is not, which recipes had none of before."""
+        facts = asdict(self)
+        if self.floor is None:
+            del facts["floor"]
+        return facts
 
 
 @dataclass(frozen=True, kw_only=True)

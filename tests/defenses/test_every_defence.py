@@ -21,6 +21,7 @@ SMALL = {
     "fine-pruning": "fine-pruning:steps=5",
     "nad": "nad:teacher-steps=3,steps=3",
     "anp": "anp:steps=5",
+    "neural-cleanse": "neural-cleanse:steps=3,tune-steps=2",
 }
 VARIANTS = [
     *(SMALL.get(name, name) for name in DEFENSES.names()),
@@ -28,6 +29,7 @@ VARIANTS = [
     "whitening:kind=iterative",
     "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
+    "isolation:epochs=2,floor=0.2",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
 
@@ -106,7 +108,17 @@ def test_rows_that_are_no_members_have_no_score(text, tmp_path):
     values = made(text).score(part).values
     assert np.isfinite(values[:100]).all()
     if text.startswith(
-        ("random", "spectral", "clustering", "label-errors", "oracle", "pattern", "contamination", "spectre")
+        (
+            "random",
+            "spectral",
+            "clustering",
+            "label-errors",
+            "oracle",
+            "pattern",
+            "contamination",
+            "spectre",
+            "isolation",
+        )
     ):
         assert np.isnan(values[100:]).all()
 

@@ -16,6 +16,8 @@ from untaint.defenses.anp import ANP, masks_of
 from untaint.defenses.fine_pruning import FinePruning, pruned
 from untaint.defenses.fine_tuning import FineTuning
 from untaint.defenses.nad import NAD, attention_distance, stages_of
+from untaint.defenses.neural_cleanse import NeuralCleanse, Reversed, outliers, reverse
+from untaint.defenses.ngf import NGF, natural_step
 from untaint.errors import SpecError, TrainingError
 from untaint.models.build import build, head_of
 from untaint.progress import Silent
@@ -73,7 +75,7 @@ def test_the_model_has_a_backdoor(poisoned):
 
 @pytest.mark.parametrize(
     "judge",
-    [NAD(teacher_steps=100, steps=100, learning_rate=0.05), ANP(steps=150, drop=0.1)],
+    [NAD(teacher_steps=40, steps=80, learning_rate=0.05), ANP(steps=100, batch=45, drop=0.1)],
     ids=lambda judge: type(judge).__name__,
 )
 def test_the_backdoor_is_weaker_and_the_rest_is_kept(judge, poisoned):
@@ -166,6 +168,33 @@ def test_stages_are_the_last_layers_of_the_last_resolutions(name, count):
         stages_of(small.WithDropout(), torch.rand(2, 3, 8, 8))
 
 
+def test_a_natural_step_is_the_gradient_by_the_inverse_of_the_fisher_matrix():
+    generator = np.random.default_rng(0)
+    points, labels, weights = generator.normal(size=(40, 3)), np.arange(40) % 2, generator.normal(size=(2, 3))
+    odds = np.exp(points @ weights.T)
+    odds /= odds.sum(axis=1, keepdims=True)
+    slope = sum(np.outer(odds[row] - np.eye(2)[labels[row]], points[row]) for row in range(40)) / 40
+    inside = sum(np.outer(point, point) for point in points) / 40
+    outside = sum(np.diag(one) - np.outer(one, one) for one in odds) / 40
+    factors = [part + 0.01 * np.trace(part) / len(part) * np.eye(len(part)) for part in (outside, inside)]
+    exact = (np.linalg.inv(np.kron(*factors)) @ slope.ravel()).reshape(2, 3)
+    assert natural_step(points, labels, weights) == pytest.approx(exact, rel=1e-6)
+
+
+def test_the_last_layer_alone_changes_and_fits_the_clean_pictures(tmp_path):
+    recipe = small.preset(epochs=1).retrain
+    model = fit(small.pictures(60), recipe, tmp_path / "model", seed=0)
+    told = clean(small.pictures(90, seed=5))
+    before, known, first = copy.deepcopy(model.state_dict()), told.accuracy(model), predict(model, told.examples)
+    mended = NGF().mended(model, told)
+    changed = [name for name, tensor in mended.state_dict().items() if not torch.equal(before[name], tensor)]
+    assert changed == ["1.head.weight", "1.head.bias"]
+    assert told.accuracy(mended) > max(0.9, known)
+    model.load_state_dict(before)
+    held = NGF(stay=1e6).mended(model, told)
+    assert predict(held, told.examples) == pytest.approx(first, abs=0.1)
+
+
 def test_masks_leave_the_model_alone_and_are_lowest_where_the_adversary_bites(poisoned):
     model, examples = poisoned
     before = copy.deepcopy(model.state_dict())
@@ -176,6 +205,58 @@ def test_masks_leave_the_model_alone_and_are_lowest_where_the_adversary_bites(po
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     with pytest.raises(SpecError, match="no normalisation"):
         masks_of(small.WithDropout(), clean(examples), 0.4, 0.2, 1, 45)
+
+
+def test_the_smallest_trigger_of_the_target_is_small_and_works(poisoned):
+    model, examples = poisoned
+    before = copy.deepcopy(model.state_dict())
+    model.zero_grad(set_to_none=True)
+    told = clean(examples)
+    found = [reverse(model, told, label, steps=100, batch=45, success=0.98) for label in range(3)]
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
+    assert found[TARGET].success >= 0.98
+    assert found[TARGET].mask.sum() < 0.7 * min(one.mask.sum() for one in found[1:])
+    fresh = small.pictures(150, seed=9)
+    others = torch.from_numpy(fresh.images[fresh.labels != TARGET]).float() / 255
+    with torch.inference_mode():
+        assert (model(found[TARGET].on(others)).argmax(1) == TARGET).float().mean() > 0.9
+    again = reverse(model, told, TARGET, steps=100, batch=45, success=0.98)
+    assert torch.equal(again.mask, found[TARGET].mask)
+
+
+def test_a_class_of_which_all_clean_pictures_are_has_no_trigger():
+    only = small.pictures(30).take(np.arange(0, 30, 3))
+    found = reverse(build("proxy", 3, (3, 8, 8)).eval(), clean(only), 0, steps=3, batch=5, success=0.98)
+    assert found.success == 0
+    assert found.mask.sum() == 64
+
+
+def test_what_was_found_is_unlearned_and_nothing_is_changed_where_nothing_was(poisoned):
+    model, examples = poisoned
+    told = clean(examples, augment="crop", progress=small.Told())
+    judge = NeuralCleanse(steps=100, batch=45, index=0.6, tune_steps=40, learning_rate=0.05)
+    mended = judge.mended(copy.deepcopy(model), told)
+    assert "suspiciously small triggers: 0." in told.progress.remarks
+    assert success(mended) < 0.5
+    assert right(mended) > 0.85
+    same = NeuralCleanse(steps=2, index=1e9).mended(copy.deepcopy(model), told)
+    assert told.progress.remarks[-1] == "no class has a suspiciously small trigger."
+    assert all(torch.equal(one, other) for one, other in zip(same.parameters(), model.parameters(), strict=True))
+
+
+def test_deviations_below_the_median():
+    assert outliers(np.array([10.0, 12, 14, 16, 2])).round(3).tolist() == [0.674, 0, 0, 0, 3.372]
+    assert outliers(np.zeros(4)).tolist() == [0, 0, 0, 0]
+    assert outliers(np.array([3.0])).tolist() == [0]
+
+
+def test_a_found_trigger_is_laid_over_by_its_mask():
+    mask, pattern, images = torch.rand(4, 3), torch.rand(2, 4, 3), torch.rand(5, 2, 4, 3)
+    found = Reversed(mask, pattern, 1.0).on(images)
+    for b, c, y, x in np.ndindex(5, 2, 4, 3):
+        exact = (1 - mask[y, x]) * images[b, c, y, x] + mask[y, x] * pattern[c, y, x]
+        assert float(found[b, c, y, x]) == pytest.approx(float(exact), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", MENDERS)
@@ -213,6 +294,9 @@ def test_batches_take_turns_and_depend_on_the_seed_alone():
         (FinePruning, {"batch": 1}, "batch 1"),
         (NAD, {"teacher_steps": 0}, "teacher_steps is 0"),
         (NAD, {"power": 0.0}, "power is 0.0"),
+        (NeuralCleanse, {"steps": 0}, "steps is 0"),
+        (NeuralCleanse, {"success": 0.0}, "success is 0.0"),
+        (NGF, {"stay": -1.0}, "stay -1.0"),
         (ANP, {"epsilon": 0.0}, "epsilon is 0.0"),
         (ANP, {"threshold": 1.5}, "threshold is 1.5"),
     ],

@@ -273,7 +273,7 @@ def _handed_on(found: Outcome, other: Defense, task: Task) -> Outcome:
     """Return what was found, with the model that another defence makes of what is kept."""
     assert found.verdict is not None
     kept = task.examples.take(np.setdiff1d(task.examples.rows, found.verdict.rows))
-    made = other.defend(replace(task, examples=kept, scratch=task.scratch / AFTER))
+    made = other.defend(replace(task, examples=kept, set_aside=found.verdict.rows, scratch=task.scratch / AFTER))
     return replace(found, model=made.model)
 
 

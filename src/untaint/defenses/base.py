@@ -46,7 +46,7 @@ class Task:
     """What a defence may know and use.
 
     ``examples``: the data, perhaps poisoned. ``probes``: rows of it that somebody vouches for; perhaps none.
-    ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
+    ``set_aside``: rows that a detector took out of ``examples`` before. ``outside``: rows that were appended from a folder of trusted pictures (a part of the probes).
     ``scratch``: where stages leave what they made; with ``store``, models lie there and are shared by all
     tasks on the same examples that train them in the same way. ``model``: makes an untrained network of the
     user's own, which cannot be shared by its recipe. ``train``: False forbids training, so that only what is there may be used.
@@ -60,6 +60,7 @@ class Task:
     seed: int
     progress: Progress
     outside: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    set_aside: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.empty(0, dtype=np.int64))
     model: Callable[[], nn.Module] | None = None
     where: torch.device | None = None
     train: bool = True

@@ -183,6 +183,8 @@ class _Training:
                     logits = self.forward(images)
                 each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
                 loss = (each if self.recipe.clamp is None else each.clamp(max=self.recipe.clamp)).mean()
+                if self.recipe.floor is not None:
+                    loss = (loss - self.recipe.floor).abs() + self.recipe.floor
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
