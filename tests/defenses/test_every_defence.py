@@ -22,6 +22,8 @@ VARIANTS = [
     "whitening:kind=iterative",
     "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
+    "strip:overlays=8,alpha=0.7",
+    "cognitive-distillation:beta=1,steps=20",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
 
@@ -100,7 +102,10 @@ def test_rows_that_are_no_members_have_no_score(text, tmp_path):
     values = made(text).score(part).values
     assert np.isfinite(values[:100]).all()
     if text.startswith(
-        ("random", "spectral", "clustering", "label-errors", "oracle", "pattern", "contamination", "spectre")
+        (
+            *("random", "spectral", "clustering", "label-errors", "oracle", "pattern", "contamination", "spectre"),
+            *("strip", "cognitive-distillation", "scale-up", "psbd", "ibd-psc"),
+        )
     ):
         assert np.isnan(values[100:]).all()
 
