@@ -24,6 +24,9 @@ VARIANTS = [
     "label-errors:filter-by=both",
     "strip:overlays=8,alpha=0.7",
     "cognitive-distillation:beta=1,steps=20",
+    "scale-up:largest=5",
+    "psbd:passes=1",
+    "ibd-psc:scale=3,error=0.3",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
 

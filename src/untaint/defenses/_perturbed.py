@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from untaint.defenses.base import UNDEFENDED, Task
 from untaint.errors import InputError, SpecError
+from untaint.models.build import head_of
 from untaint.training.device import device
 from untaint.training.loop import blocks
 from untaint.training.pixels import PixelStore
@@ -26,6 +29,7 @@ __all__ = [
     "need_probes",
     "parts",
     "reference",
+    "scaling_layers",
 ]
 
 PIXELS = 500 * 64 * 64  # that pass through a model at once, at most
@@ -79,6 +83,19 @@ def finite(values: Tensor) -> NDArray[np.float32]:
     return found
 
 
+def scaling_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of batch normalisation, in the model's order; where there are none those of any normalisation, and where there are none all with weights but the head."""
+    batch = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.affine]
+    others = [
+        layer
+        for layer in model.modules()
+        if isinstance(layer, nn.LayerNorm | nn.GroupNorm) and layer.weight is not None
+    ]
+    head = head_of(model)
+    weights = [layer for layer in model.modules() if isinstance(layer, nn.Linear | _ConvNd) and layer is not head]
+    return list(batch or others or weights)
+
+
 def above_probes(values: NDArray[np.floating], probes: NDArray[np.int64], share: float) -> NDArray[np.float64]:
     """Return where values lie on a scale of the probes': 0 at their median, 1 where only a ``share`` of them is above.
 
@@ -95,20 +112,22 @@ def above_probes(values: NDArray[np.floating], probes: NDArray[np.int64], share:
     return found
 
 
-def above_probes_by_deviation(values: NDArray[np.floating], probes: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return by how many of the probes' deviations values lie above their mean.
+def above_probes_by_deviation(
+    values: NDArray[np.floating], probes: NDArray[np.int64], least: float = 0.0
+) -> NDArray[np.float64]:
+    """Return by how many of the probes' deviations, each at least ``least``, values lie above their mean.
 
     Probes are measured by the others. Where nothing varies, and for a probe with fewer than two others, it is 0.
     """
     known, count = values[probes].astype(np.float64), len(probes)
     if count < 2:
         return np.zeros(len(values))
-    found = _between(values.astype(np.float64), known.mean(), known.mean() + known.std(ddof=1))
+    found = _between(values.astype(np.float64), known.mean(), known.mean() + max(known.std(ddof=1), least))
     found[probes] = 0.0
     if count > 2:
         mean = (known.sum() - known) / (count - 1)
         squares = ((known - known.mean()) ** 2).sum() - (known - known.mean()) ** 2 * count / (count - 1)
-        found[probes] = _between(known, mean, mean + np.sqrt(np.maximum(squares, 0) / (count - 2)))
+        found[probes] = _between(known, mean, mean + np.maximum(np.sqrt(np.maximum(squares, 0) / (count - 2)), least))
     return found
 
 
