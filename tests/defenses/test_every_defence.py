@@ -24,7 +24,7 @@ VARIANTS = [
     "label-errors:filter-by=both",
     "strip:overlays=8,alpha=0.7",
     "cognitive-distillation:beta=1,steps=20",
-    "scale-up:largest=5",
+    "scale-up:largest=5,by=class",
     "psbd:passes=1",
     "ibd-psc:scale=3,error=0.3",
 ]

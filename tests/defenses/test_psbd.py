@@ -22,24 +22,24 @@ PROBES = np.setdiff1d(np.arange(0, 240, 3), POISONED)
 
 
 class Many(nn.Module):
-    """What ``Backdoored`` sees: a neuron for each class, and many for the trigger."""
+    """What ``Backdoored`` sees: a few neurons for each class, and many for the trigger."""
 
-    def __init__(self, copies: int) -> None:
+    def __init__(self, few: int, many: int) -> None:
         super().__init__()
-        self.inner, self.copies = known.Backdoored(), copies
+        self.inner, self.few, self.many = known.Backdoored(), few, many
 
     def forward(self, images):
         seen = torch.relu(self.inner.norm(self.inner.seen(images))).flatten(1)
         there = ((seen[:, -1:] - 0.1) * 10).clamp(0, 1)
-        return torch.cat([seen[:, :-1] * (1 - there), there.expand(-1, self.copies)], dim=1)
+        return torch.cat([(seen[:, :-1] * (1 - there)).repeat(1, self.few), there.expand(-1, self.many)], dim=1)
 
 
-def network(copies: int = 50, sure: float = 40.0) -> nn.Module:
-    head = nn.Linear(known.CLASSES + copies, known.CLASSES)
-    head.weight.data = torch.eye(known.CLASSES, known.CLASSES + copies) * sure
-    head.weight.data[0, known.CLASSES :] = 20 / copies
+def network(few: int = 6, many: int = 100, sure: float = 16.0) -> nn.Module:
+    head = nn.Linear(known.CLASSES * few + many, known.CLASSES)
+    head.weight.data[:, : known.CLASSES * few] = torch.eye(known.CLASSES).repeat(1, few) * sure / few
+    head.weight.data[:, known.CLASSES * few :] = torch.tensor([[20 / many], [0], [0], [0]])
     head.bias.data[:] = 0
-    return nn.Sequential(nn.Sequential(Many(copies), nn.Identity()), head)
+    return nn.Sequential(nn.Sequential(Many(few, many), nn.Identity()), head)
 
 
 def test_a_trigger_of_many_neurons_outlasts_dropout(tmp_path):
@@ -47,7 +47,7 @@ def test_a_trigger_of_many_neurons_outlasts_dropout(tmp_path):
     judge = Psbd()
     scores = judge.score(here)
     clean = np.setdiff1d(np.arange(240), POISONED)
-    assert scores.values[POISONED].min() > np.quantile(scores.values[clean], 0.9)
+    assert (scores.values[POISONED][:, None] > scores.values[clean]).mean() > 0.85
     verdict = judge.decide(scores, dataclasses.replace(here, rule=parse_rule(judge.usual_rule)))
     assert set(POISONED) <= set(verdict.rows)
     assert np.isin(verdict.rows, clean).sum() < 0.35 * len(clean)
@@ -56,7 +56,7 @@ def test_a_trigger_of_many_neurons_outlasts_dropout(tmp_path):
 
 def test_shares_and_falls_are_what_dropout_gives_on_average(tmp_path):
     passes = 2000
-    here = known.task(tmp_path, known.pictures(8), [], network(copies=2, sure=8.0))
+    here = known.task(tmp_path, known.pictures(8), [], network(few=1, many=2, sure=8.0))
     found = shifts(here, passes)
     here.network.eval()
     seen = here.network[0](torch.tensor(here.examples.images / 255, dtype=torch.float32)).detach()

@@ -28,19 +28,19 @@ def test_the_consistency_is_that_of_the_formula(tmp_path):
     here = known.task(tmp_path, known.pictures(40, np.array([5])), [], network())
     found = consistencies(here, range(3, 12, 2))
     pixels = here.examples.images.astype(np.float64) / 255
-    asked = [1, 3, 5, 7, 9, 11]
+    asked = [3, 5, 7, 9, 11]
     for row in range(40):
         said = [
             int(here.network.eval()(torch.tensor(np.minimum(pixels[row] * n, 1), dtype=torch.float32)[None]).argmax())
             for n in asked
         ]
-        assert found[row] == pytest.approx(np.mean([other == said[0] for other in said[1:]]))
+        assert found[row] == pytest.approx(np.mean([other == here.examples.labels[row] for other in said]))
     assert len(np.unique(found)) > 1
 
 
 def test_what_stays_when_all_is_white_is_found_and_a_consistent_class_is_not(tmp_path):
     here = known.task(tmp_path, known.pictures(poisoned=POISONED), PROBES, network())
-    judge = ScaleUp()
+    judge = ScaleUp(by="class")
     scores = judge.score(here)
     assert (scores.parts["consistency"][POISONED] == 1).all()
     verdict = judge.decide(scores, dataclasses.replace(here, rule=parse_rule(judge.usual_rule)))
@@ -64,7 +64,7 @@ def test_a_class_with_few_probes_is_measured_by_all_of_them(tmp_path):
     examples = known.pictures(poisoned=POISONED)
     by_class = [np.flatnonzero(examples.labels == label) for label in range(4)]
     probes = np.sort(np.concatenate([by_class[1][-20:], by_class[2][-4:], by_class[3][-30:]]))
-    values = ScaleUp().score(known.task(tmp_path, examples, probes, network())).values
+    values = ScaleUp(by="class").score(known.task(tmp_path, examples, probes, network())).values
     same = consistencies(known.task(tmp_path, examples, [], network()), range(3, 12, 2))
 
     def measured(rows, by):
@@ -73,6 +73,9 @@ def test_a_class_with_few_probes_is_measured_by_all_of_them(tmp_path):
     for label, by in ((0, probes), (1, by_class[1][-20:]), (2, probes), (3, by_class[3][-30:])):
         rows = np.setdiff1d(by_class[label], probes)
         assert values[rows] == pytest.approx(measured(rows, by), abs=1e-5)
+    values_by_all = ScaleUp().score(known.task(tmp_path, examples, probes, network())).values
+    others = np.setdiff1d(np.arange(240), probes)
+    assert values_by_all[others] == pytest.approx(measured(others, probes), abs=1e-5)
     one = by_class[1][-1]
     assert values[one] == pytest.approx(measured(one, by_class[1][-20:-1]), abs=1e-5), "a probe by the others"
 
@@ -91,8 +94,8 @@ def test_one_probe_grey_pictures_that_are_not_square_and_answers_that_never_chan
     grey = known.Examples.of(known.pictures(45).images[:, :1, :5], np.arange(45) % 2)
     flat = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(40, 2))
     assert np.isfinite(ScaleUp().score(known.task(tmp_path, grey, [3], flat)).values).all()
-    same = known.task(tmp_path / "b", known.pictures(40), np.arange(10), known.Backdoored(sure=0.0, trigger=0.0))
-    assert not ScaleUp().score(same).values.any()
+    same = known.task(tmp_path / "b", known.pictures(40), np.arange(20), known.Backdoored(sure=0.0, trigger=0.0))
+    assert not ScaleUp(by="class").score(same).values.any()
 
 
 def test_answers_that_are_no_numbers(tmp_path):
@@ -102,7 +105,7 @@ def test_answers_that_are_no_numbers(tmp_path):
         ScaleUp().score(known.task(tmp_path, known.pictures(40), np.arange(10), made))
 
 
-@pytest.mark.parametrize("largest", [2, 256])
-def test_options_that_make_no_sense(largest):
-    with pytest.raises(SpecError, match=f"largest is {largest}"):
-        ScaleUp(largest=largest)
+@pytest.mark.parametrize("options", [{"largest": 2}, {"largest": 256}, {"by": "me"}])
+def test_options_that_make_no_sense(options):
+    with pytest.raises(SpecError, match=f"{next(iter(options))} is "):
+        ScaleUp(**options)

@@ -24,10 +24,10 @@ ROUNDS = 6  # in which all layers are amplified, at most
 
 @dataclass(frozen=True, kw_only=True)
 class IbdPsc(Detector):
-    """How sure amplified copies of the undefended model are of the class that it says itself: mean probability, 0 to 1.
+    """How sure amplified copies of the undefended model are of a row's label: mean probability, 0 to 1.
 
     In the copies the weights and biases of batch normalisation are multiplied by ``scale``, in one layer more each time, from the last one backwards. The first of ``copies`` is that in which more than
-    ``error`` of the probes lose their label; clean pictures lose it there, poison keeps it. Hou et al. (ICML 2024) look at what a model is asked; here it is what it was trained on. A network without
+    ``error`` of the probes lose their label; clean pictures lose it there, poison keeps it. Hou et al. (ICML 2024) look at what a model is asked, and at the class that it says itself; here it is what it was trained on. A network without
     batch normalisation has other layers amplified, and one with too few is gone through again, up to six times (our choice; their networks had enough). Where the probes keep their labels even so, all scores are 0. The rule taken here is the paper's: above 0.9. Without probes,
     rows drawn by lot stand in for them, which may be poisoned.
     """
@@ -58,7 +58,7 @@ class IbdPsc(Detector):
     def work(self, task: Task) -> list[tuple[str, int, int]]:
         """Return the pictures that pass through the undefended model."""
         count = len(task.examples)
-        return [(UNDEFENDED, task.preset.retrain.epochs * count, (1 + self.copies) * count)]
+        return [(UNDEFENDED, task.preset.retrain.epochs * count, self.copies * count)]
 
     def explain(self, scores: Scores, rows: NDArray[np.int64]) -> list[str]:
         """Return for each row how sure they are."""
@@ -72,25 +72,20 @@ class IbdPsc(Detector):
 
 
 def confidences(task: Task, options: IbdPsc) -> NDArray[np.float32]:
-    """Return the amplified models' mean probability of the class that the model says: float32 (all rows,), nan for no members.
+    """Return the amplified models' mean probability of each row's label: float32 (all rows,), nan for no members.
 
     Raises InputError if an answer is not finite.
     """
     model, store = reference(task)
     rows, size = task.examples.rows, task.examples.images.shape
-    said = np.zeros(task.examples.total, dtype=np.int64)
     values = np.full(task.examples.total, np.nan, dtype=np.float32)
     values[rows] = 0
-    with task.progress.step("amplify", len(rows) * (1 + options.copies)) as step, torch.inference_mode():
-        for block in parts(rows, size):
-            said[block] = finite(likely(model, store.gather(block)[0])).argmax(axis=1)
-            step.advance(len(block))
+    with task.progress.step("amplify", len(rows) * options.copies) as step, torch.inference_mode():
         copies = 0
         for copies in _amplified(model, store, task.compared_with.copy(), options):  # noqa: B007
             for block in parts(rows, size):
-                own = torch.from_numpy(said[block]).to(store.where)
-                sure = likely(model, store.gather(block)[0]).gather(1, own[:, None])[:, 0]
-                values[block] += finite(sure) / options.copies
+                images, labels = store.gather(block)
+                values[block] += finite(likely(model, images).gather(1, labels[:, None])[:, 0]) / options.copies
                 step.advance(len(block))
     if not copies:
         task.progress.say("ibd-psc finds nothing: however much the model is amplified, it gets the probes right.")
