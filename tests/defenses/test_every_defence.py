@@ -22,7 +22,7 @@ VARIANTS = [
     "whitening:kind=iterative",
     "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
-    "strip:overlays=8,alpha=0.7",
+    "strip:overlays=8,mix=blend",
     "cognitive-distillation:beta=1,steps=20",
     "scale-up:largest=5,by=class",
     "psbd:passes=1",

@@ -18,16 +18,17 @@ POISONED = np.arange(1, 240, 16)
 PROBES = np.setdiff1d(np.arange(0, 240, 5), POISONED)
 
 
-def test_the_entropy_is_that_of_the_formula(tmp_path):
+@pytest.mark.parametrize(("mix", "own"), [("add", 1.0), ("blend", 0.7)])
+def test_the_entropy_is_that_of_the_formula(tmp_path, mix, own):
     here = known.task(tmp_path, known.pictures(40), np.arange(10))
-    found = entropies(here, 64, 0.7)  # all nine others, each once
+    found = entropies(here, Strip(alpha=0.3, mix=mix))  # all nine others, each once
     pixels = here.examples.images.astype(np.float64) / 255
     for row in (0, 3, 25, 39):
         expected = []
         for probe in range(10):
             if probe == row:
                 continue
-            mixed = torch.tensor(0.7 * pixels[row] + 0.3 * pixels[probe], dtype=torch.float32)[None]
+            mixed = torch.tensor(own * pixels[row] + 0.3 * pixels[probe], dtype=torch.float32)[None]
             p = here.network.eval()(mixed).detach().double().softmax(1).numpy()[0]
             expected.append(-sum(x * np.log(x) for x in p if x > 0))
         if row < 10:
@@ -59,7 +60,7 @@ def test_on_clean_pictures_about_the_share_that_was_asked_for_is_set_aside(tmp_p
 def test_what_is_said_of_a_row_does_not_depend_on_which_others_are_asked_about(tmp_path):
     whole = known.task(tmp_path / "a", known.pictures(120), np.arange(20))
     part = known.task(tmp_path / "b", whole.examples.take(np.r_[:20, 101:120]), np.arange(20))
-    one, other = entropies(whole, 8, 0.5), entropies(part, 8, 0.5)
+    one, other = (entropies(each, Strip(overlays=8)) for each in (whole, part))
     assert other[part.examples.rows] == pytest.approx(one[part.examples.rows], rel=1e-5)
     assert np.isnan(other[20:101]).all()
 
@@ -108,7 +109,14 @@ def test_answers_that_are_no_numbers(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"overlays": 0}, {"alpha": 0.0}, {"alpha": 1.5}, {"false_positives": 0.0}, {"false_positives": 0.5}],
+    [
+        {"overlays": 0},
+        {"alpha": 0.0},
+        {"alpha": 1.5},
+        {"mix": "up"},
+        {"false_positives": 0.0},
+        {"false_positives": 0.5},
+    ],
 )
 def test_options_that_make_no_sense(options):
     with pytest.raises(SpecError, match=f"{next(iter(options))} is "):

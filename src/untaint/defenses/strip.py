@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,14 @@ FEWEST = 3  # probes: of two, each laid over the other, nothing is learned
 class Strip(Detector):
     """How sure the model stays of a picture with others laid over it: 0 as the median of the probes, above 1 more than all but a share ``false_positives`` of them.
 
-    The undefended model sees each picture mixed with ``overlays`` probes drawn for it, ``alpha`` of the picture and the rest of the probe. The entropy of what it
+    The undefended model sees each picture with ``overlays`` probes laid over it, each drawn for it: ``alpha`` times the probe is added, and nothing cut off, or (``mix=blend``) takes the place of as much of the picture. The entropy of what it
     says, mean over the mixtures (part ``entropy``, in nats), is low where a trigger decides whatever lies over it. Gao et al. (ACSAC 2019) look at what a model is asked; here it is
     what it was trained on. The threshold is theirs: the entropy below which a share of clean pictures lies, of probes here. Raises SpecError for fewer than 3 probes.
     """
 
     overlays: int = 64
     alpha: float = 0.5
+    mix: Literal["add", "blend"] = "add"
     false_positives: float = 0.05
 
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
@@ -41,15 +42,19 @@ class Strip(Detector):
         if self.overlays < 1:
             raise SpecError(f"overlays is {self.overlays}; give at least 1, such as 64.")
         if not 0 < self.alpha <= 1:
-            raise SpecError(f"alpha is {self.alpha}; give a share of the picture above 0 and at most 1, such as 0.5.")
+            raise SpecError(
+                f"alpha is {self.alpha}; give the weight of what is laid over a picture, above 0 and at most 1, such as 0.5."
+            )
+        if self.mix not in ("add", "blend"):
+            raise SpecError(f"mix is '{self.mix}'; give add or blend.")
         if not 0 < self.false_positives < 0.5:
             raise SpecError(f"false_positives is {self.false_positives}; give a share above 0 and below 0.5.")
 
     def score(self, task: Task) -> Scores:
         """Return by how much each row's entropy is below the probes'."""
         need_probes(task, "strip", FEWEST)
-        folder = beside(task, f"strip-{self.overlays}-{self.alpha:g}-{task.seed}", task.probes)
-        entropy = task.once(folder, lambda: entropies(task, self.overlays, self.alpha))
+        folder = beside(task, f"strip-{self.mix}-{self.overlays}-{self.alpha:g}-{task.seed}", task.probes)
+        entropy = task.once(folder, lambda: entropies(task, self))
         values = above_probes(-entropy, task.probes, self.false_positives).astype(np.float32)
         return Scores(values=values, name="strip", parts={"entropy": entropy})
 
@@ -73,21 +78,23 @@ class Strip(Detector):
         ]
 
 
-def entropies(task: Task, overlays: int, alpha: float) -> NDArray[np.float32]:
+def entropies(task: Task, options: Strip) -> NDArray[np.float32]:
     """Return the mean entropy, in nats, of what the undefended model says of each row mixed with probes: float32 (all rows,), nan for no members.
 
     Raises InputError if the model's answers are not finite.
     """
     model, store = reference(task)
-    rows, count = task.examples.rows, min(overlays, len(task.probes) - 1)
+    rows, count = task.examples.rows, min(options.overlays, len(task.probes) - 1)
     values = np.full(task.examples.total, np.nan, dtype=np.float32)
     with task.progress.step("lay pictures over them", len(rows) * count) as step, torch.inference_mode():
         for block in parts(rows, task.examples.images.shape):
             drawn = _drawn(task, block, count)
-            images = store.gather(block)[0].mul_(alpha)
+            images = store.gather(block)[0]
+            if options.mix == "blend":
+                images = images * (1 - options.alpha)
             total = torch.zeros(len(block), device=images.device)
             for over in drawn.T:
-                mixed = torch.add(images, store.gather(np.ascontiguousarray(over))[0], alpha=1 - alpha)
+                mixed = torch.add(images, store.gather(np.ascontiguousarray(over))[0], alpha=options.alpha)
                 total += torch.special.entr(likely(model, mixed)).sum(dim=1)
                 step.advance(len(block))
             values[block] = finite(total / count)
