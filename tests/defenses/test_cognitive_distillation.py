@@ -48,7 +48,7 @@ def one_at_a_time(here, row: int, options: CognitiveDistillation) -> float:
 
 def test_masks_are_those_of_the_formula(tmp_path):
     here = known.task(tmp_path, known.pictures(40, np.array([5])), np.arange(10))
-    options = CognitiveDistillation(steps=6, gamma=0.002)
+    options = CognitiveDistillation(steps=6, gamma=0.002, beta=10.0)
     found = mask_norms(here, options)
     for row in (0, 5, 17):
         assert found[row] == pytest.approx(one_at_a_time(here, row, options), abs=2e-3)
@@ -91,7 +91,7 @@ def test_a_second_score_distils_nothing(tmp_path):
     asked = here.loaded
     assert np.array_equal(CognitiveDistillation(steps=3).score(here).values, first.values)
     assert here.loaded == asked
-    assert not np.array_equal(CognitiveDistillation(steps=3, beta=1.0).score(here).values, first.values)
+    assert not np.array_equal(CognitiveDistillation(steps=3, beta=10.0).score(here).values, first.values)
 
 
 def test_grey_pictures_that_are_not_square_and_a_model_of_which_nothing_is_needed(tmp_path):
