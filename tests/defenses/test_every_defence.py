@@ -23,9 +23,9 @@ VARIANTS = [
     "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
     "strip:overlays=8,mix=blend,alpha=0.5",
-    "cognitive-distillation:beta=10,steps=20",
+    "cognitive-distillation:beta=1,steps=20",
     "scale-up:largest=5,by=class",
-    "psbd:passes=1,shifted=0",
+    "psbd:passes=1",
     "ibd-psc:scale=3,error=0.3",
 ]
 DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]

@@ -29,13 +29,13 @@ class CognitiveDistillation(Detector):
 
     A mask, 0 to 1, is sought for each row with which the undefended model's logits stay as they are, what is masked being a colour that is drawn anew at each of
     ``steps`` steps of Adam with ``learning_rate``; it costs ``gamma`` times its sum (in pictures of another size, of as large a share of 32x32) and ``beta`` times its mean squared
-    differences between neighbours. The part ``share`` is its mean. The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. ``beta`` is the authors'
-    for small pictures; a later benchmark takes 10. Without probes, rows drawn by lot stand in for them, which may be poisoned.
+    differences between neighbours. The part ``share`` is its mean. The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. ``beta`` is that of
+    a later benchmark; the authors' for small pictures is 1. Without probes, rows drawn by lot stand in for them, which may be poisoned.
     """
 
     learning_rate: float = 0.1
     gamma: float = 0.01
-    beta: float = 1.0
+    beta: float = 10.0
     steps: int = 100
 
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)

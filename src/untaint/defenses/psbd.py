@@ -28,6 +28,7 @@ __all__ = ["Psbd", "chosen_rate", "shifts"]
 
 FEWEST = 2  # probes: to each other one is compared
 RATES = tuple(tenth / 10 for tenth in range(1, 10))
+MANY = 0.8  # of the probes' answers shift at the rates that come into question
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,13 +36,12 @@ class Psbd(Detector):
     """How sure the model stays of a picture under dropout: 0 as the median of the probes, above 1 more than all but a share ``quantile`` of them.
 
     The undefended model sees each picture ``passes`` times with dropout behind each of its blocks (behind each layer of normalisation, where it has none). The part
-    ``uncertainty`` is by how much the probability of what it says without dropout falls, on average. Of the rates 0.1 to 0.9 at which a share ``shifted`` of the answers to probes shifts to another class (of all, if there is none) that one is taken
+    ``uncertainty`` is by how much the probability of what it says without dropout falls, on average. Of the rates 0.1 to 0.9 at which 80 % of the answers to probes shift to another class (of all, if there is none) that one is taken
     at which the answers to all rows shift the least often beside them. The rule taken here is the paper's, Li et al. (CVPR 2025): below the probes' lower quartile. Dropout that a network has of its own stays off. Raises SpecError for fewer than 2 probes.
     """
 
     passes: int = 3
     quantile: float = 0.25
-    shifted: float = 0.8
 
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
@@ -52,15 +52,13 @@ class Psbd(Detector):
             raise SpecError(f"passes is {self.passes}; give at least 1, such as 3.")
         if not 0 < self.quantile < 0.5:
             raise SpecError(f"quantile is {self.quantile}; give a share above 0 and below 0.5, such as 0.25.")
-        if not 0 <= self.shifted <= 1:
-            raise SpecError(f"shifted is {self.shifted}; give a share from 0 to 1, such as 0.8.")
 
     def score(self, task: Task) -> Scores:
         """Return by how much each row's uncertainty is below the probes'."""
         need_probes(task, "psbd", FEWEST)
         both = task.once(beside(task, f"psbd-{self.passes}-{task.seed}"), lambda: shifts(task, self.passes))
         shifted, uncertain = both[:, : len(RATES)], both[:, len(RATES) :]
-        rate = chosen_rate(shifted[task.probes].mean(axis=0), shifted[task.examples.rows].mean(axis=0), self.shifted)
+        rate = chosen_rate(shifted[task.probes].mean(axis=0), shifted[task.examples.rows].mean(axis=0))
         uncertainty = np.ascontiguousarray(uncertain[:, rate])
         values = above_probes(-uncertainty, task.probes, self.quantile).astype(np.float32)
         return Scores(values=values, name="psbd", parts={"uncertainty": uncertainty})
@@ -78,15 +76,15 @@ class Psbd(Detector):
     def limits(self) -> list[str]:
         """Return what PSBD cannot tell."""
         return [
-            "Faint triggers do not outlast the dropout that makes answers to probes shift (shifted=0 lets milder rates come into question).",
+            "Which rate is taken is by chance where there are a few hundred probes and little poison; faint triggers outlast only mild dropout, and are missed at the rates that it usually falls on.",
             "About as many clean pictures as the option quantile says, a quarter, are set aside, poison or not.",
             "Clean pictures of a class to which answers shift stay sure as well, and poison of several classes may shift to one of them.",
         ]
 
 
-def chosen_rate(vouched: NDArray[np.floating], everyone: NDArray[np.floating], many: float) -> int:
+def chosen_rate(vouched: NDArray[np.floating], everyone: NDArray[np.floating]) -> int:
     """Return which rate to take, by the shares of answers to probes and to all rows that shift at each."""
-    there = vouched >= many
+    there = vouched >= MANY
     beyond = np.where(there if there.any() else True, vouched - everyone, -np.inf)
     return int(beyond.argmax())
 
