@@ -48,7 +48,7 @@ def one_at_a_time(here, row: int, options: CognitiveDistillation) -> float:
 
 def test_masks_are_those_of_the_formula(tmp_path):
     here = known.task(tmp_path, known.pictures(40, np.array([5])), np.arange(10))
-    options = CognitiveDistillation(steps=6, gamma=0.002)
+    options = CognitiveDistillation(steps=6, gamma=0.002, beta=10.0)
     found = mask_norms(here, options)
     for row in (0, 5, 17):
         assert found[row] == pytest.approx(one_at_a_time(here, row, options), abs=2e-3)

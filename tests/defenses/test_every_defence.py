@@ -30,7 +30,7 @@ VARIANTS = [
     "eigenguard:k=4,until=0.5",
     "label-errors:filter-by=both",
     "isolation:epochs=2,floor=0.2",
-    "strip:overlays=8,mix=blend",
+    "strip:overlays=8,mix=blend,alpha=0.5",
     "cognitive-distillation:beta=1,steps=20",
     "scale-up:largest=5,by=class",
     "psbd:passes=1",

@@ -30,7 +30,7 @@ class CognitiveDistillation(Detector):
     A mask, 0 to 1, is sought for each row with which the undefended model's logits stay as they are, what is masked being a colour that is drawn anew at each of
     ``steps`` steps of Adam with ``learning_rate``; it costs ``gamma`` times its sum (in pictures of another size, of as large a share of 32x32) and ``beta`` times its mean squared
     differences between neighbours. The part ``share`` is its mean. The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. ``beta`` is that of
-    later comparisons; the paper's for small pictures is 1. Without probes, rows drawn by lot stand in for them, which may be poisoned.
+    a later benchmark; the authors' for small pictures is 1. Without probes, rows drawn by lot stand in for them, which may be poisoned.
     """
 
     learning_rate: float = 0.1
@@ -70,7 +70,7 @@ class CognitiveDistillation(Detector):
     def limits(self) -> list[str]:
         """Return what cognitive distillation cannot tell."""
         return [
-            "Triggers that are spread over the whole picture need as large a mask as what it shows. Clean pictures with little in them need a small one, and some are set aside, poison or not.",
+            "Triggers that are spread over the whole picture need as large a mask as what it shows, or a larger one. Clean pictures with little in them need a small one, and some are set aside, poison or not.",
         ]
 
 

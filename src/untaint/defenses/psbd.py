@@ -76,6 +76,7 @@ class Psbd(Detector):
     def limits(self) -> list[str]:
         """Return what PSBD cannot tell."""
         return [
+            "Which rate is taken is by chance where there are a few hundred probes and little poison; faint triggers outlast only mild dropout, and are missed at the rates that it usually falls on.",
             "About as many clean pictures as the option quantile says, a quarter, are set aside, poison or not.",
             "Clean pictures of a class to which answers shift stay sure as well, and poison of several classes may shift to one of them.",
         ]

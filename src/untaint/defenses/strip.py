@@ -26,11 +26,11 @@ class Strip(Detector):
 
     The undefended model sees each picture with ``overlays`` probes laid over it, each drawn for it: ``alpha`` times the probe is added, and nothing cut off, or (``mix=blend``) takes the place of as much of the picture. The entropy of what it
     says, mean over the mixtures (part ``entropy``, in nats), is low where a trigger decides whatever lies over it. Gao et al. (ACSAC 2019) look at what a model is asked; here it is
-    what it was trained on. The threshold is theirs: the entropy below which a share of clean pictures lies, of probes here. Raises SpecError for fewer than 3 probes.
+    what it was trained on. Their program adds whole pictures, as here. The threshold is theirs: the entropy below which a share of clean pictures lies, of probes here. Raises SpecError for fewer than 3 probes.
     """
 
     overlays: int = 64
-    alpha: float = 0.5
+    alpha: float = 1.0
     mix: Literal["add", "blend"] = "add"
     false_positives: float = 0.05
 
@@ -43,7 +43,7 @@ class Strip(Detector):
             raise SpecError(f"overlays is {self.overlays}; give at least 1, such as 64.")
         if not 0 < self.alpha <= 1:
             raise SpecError(
-                f"alpha is {self.alpha}; give the weight of what is laid over a picture, above 0 and at most 1, such as 0.5."
+                f"alpha is {self.alpha}; give the weight of what is laid over a picture, above 0 and at most 1."
             )
         if self.mix not in ("add", "blend"):
             raise SpecError(f"mix is '{self.mix}'; give add or blend.")
