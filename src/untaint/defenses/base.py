@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -33,9 +33,10 @@ from untaint.training.cost import Meter
 from untaint.training.device import Trial, device, keyed, trial
 from untaint.training.features import features
 from untaint.training.loop import Watch, fit
+from untaint.training.objective import Objective
 from untaint.training.tuning import Clean
 
-__all__ = ["UNDEFENDED", "Defense", "Detector", "Mender", "Outcome", "Task"]
+__all__ = ["UNDEFENDED", "Card", "Defense", "Detector", "Mender", "Outcome", "Task"]
 
 UNDEFENDED = "undefended"  # folder of the model trained on everything
 STAND_INS = 250  # rows that stand in for probes where there are none
@@ -81,12 +82,13 @@ class Task:
         rows: NDArray[np.int64] | None = None,
         *,
         watch: Watch | None = None,
+        objective: Objective | None = None,
         what: str,
     ) -> Path:
-        """Train a model on some rows (default all), once: its folder ``scratch/stage``, done before or now."""
+        """Train a model on some rows (default all), once: its folder ``scratch/stage``, done before or now; with an ``objective`` of its own no other defence shares it."""
         chosen = self.examples if rows is None else self.examples.take(rows)
         out = self.scratch / stage
-        if self.store is not None:
+        if self.store is not None and objective is None:
             self._share(out, recipe, chosen.rows, watch)
         if run.finished(out) is None:
             if not self.train:
@@ -103,6 +105,7 @@ class Task:
                 where=self.where,
                 progress=self.progress,
                 what=what,
+                objective=objective,
             )
         checkpoint.drop_state(out)  # a process may have been killed just before it did
         return out
@@ -172,14 +175,31 @@ def _digest(rows: NDArray[np.int64]) -> str:
     return hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """What people want to know of a defence before they take it.
+
+    ``paper``: who proposed it, and where. ``clean``: how many pictures known to be clean it needs at least; 0: none. ``rate``: what it must know of how much is poisoned: ``none``, nothing;
+    ``share``: a share is set aside whatever the rate; ``threshold``: a constant that fits some rates better than others. ``several``: whether several attackers or targets at once are within what it assumes.
+    ``assumes``: what must be true of poison for it to work, in one phrase that goes on after "assumes that".
+    """
+
+    paper: str
+    assumes: str
+    clean: int = 0
+    rate: Literal["none", "share", "threshold"] = "none"
+    several: Literal["yes", "in part", "no"] = "yes"
+
+
 class Defense(ABC):
     """A defence: settings only; ``defend`` does the work and leaves files in ``task.scratch``.
 
-    ``version``: raised by hand whenever the same settings give other results than before, so that
+    ``card``: what people want to know before they take it. ``version``: raised by hand whenever the same settings give other results than before, so that
     experiments know which of their results are of older code.
     """
 
     version: ClassVar[int] = 1
+    card: ClassVar[Card | None] = None  # every one that comes with the package has one
 
     @abstractmethod
     def defend(self, task: Task) -> Outcome:

@@ -6,7 +6,7 @@ the same bits as one that was not (same machine and thread count).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,7 @@ from untaint.recorder import Recorder
 from untaint.training import checkpoint, cost
 from untaint.training.device import autocast, device, keyed, trial
 from untaint.training.muon import Muon
+from untaint.training.objective import Batch, Objective
 from untaint.training.pixels import PixelStore, augmented, draws, first_layer
 
 __all__ = ["Watch", "blocks", "fit", "predict"]
@@ -66,14 +67,16 @@ def fit(
     progress: Progress | None = None,
     what: str = "train",
     after_epoch: Callable[[nn.Module, int], None] | None = None,
+    objective: Objective | None = None,
 ) -> nn.Module:
     """Train a model on the members of ``examples`` and leave it in ``out``; returns it in eval mode.
 
     ``out`` gets ``model.safetensors``, ``model.json``, and with ``watch`` the trajectories. A
     finished ``out`` is loaded, an unfinished one continued. ``model``: makes an untrained network
-    of your own. ``after_epoch``: is given the model, in eval mode, and the number of each epoch that is trained now, from 0; it should change nothing. Raises TrainingError when the loss is not finite.
+    of your own. ``after_epoch``: is given the model, in eval mode, and the number of each epoch that is trained now, from 0; it should change nothing.
+    ``objective``: what training goes down, if not the mean cross-entropy. Raises TrainingError when the loss is not finite.
     """
-    training = _Training(examples, recipe, out, seed=seed, watch=watch, model=model, where=where)
+    training = _Training(examples, recipe, out, seed=seed, watch=watch, model=model, where=where, objective=objective)
     if run.finished(out) is not None:
         checkpoint.drop_state(out)  # killed between the two
         return checkpoint.load_model(out, training.model if model else None).to(training.where)
@@ -106,6 +109,7 @@ class _Training:
         watch: Watch | None,
         model: Callable[[], nn.Module] | None,
         where: torch.device | None,
+        objective: Objective | None = None,
     ) -> None:
         if len(examples) < 2:
             raise InputError(f"there are {len(examples)} pictures to train on. Give at least 2.")
@@ -120,6 +124,11 @@ class _Training:
             first = {} if recipe.pixels == "plain" else first_layer(examples, whitened=recipe.pixels == "whitened")
             network = build(recipe.model, len(examples.class_names), self.size, seed=seed, **first)
         self.model = network.to(self.where, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.objective = None if objective is None else objective.to(self.where)
+        if objective is not None and watch is not None and watch.when == "train":
+            raise SpecError("with an objective of its own a training records no steps. Record in eval mode.")
+        # what a checkpoint holds
+        self.whole = self.model if objective is None else nn.ModuleDict({"model": self.model, "objective": objective})
         self.epoch = 0
 
     def work(self, epochs: int) -> float:
@@ -133,8 +142,10 @@ class _Training:
         """Set up the optimizer, the pictures and the recorder, where the last checkpoint left them."""
         self.meter, self.cost = cost.Meter(), cost.cost_of(self.out)
         self.store = PixelStore(self.examples, self.where)
-        self.optimizer = _optimizer(self.model, self.recipe)
-        facts = checkpoint.restore_state(self.out, self.model, self.optimizer) or {}
+        self.optimizer = _optimizer(
+            self.model, self.recipe, [] if self.objective is None else self.objective.parameters()
+        )
+        facts = checkpoint.restore_state(self.out, self.whole, self.optimizer) or {}
         self.epoch = int(facts.get("epoch", 0))
         self.files: dict[str, str] = facts.get("files", {})
         for name, expected in self.files.items():
@@ -178,16 +189,17 @@ class _Training:
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
                 images, labels = self.store.gather(rows)
-                images = augmented(images, self.recipe.augment, None if numbers is None else numbers[rows])
-                with autocast(self.where, self.precision):
-                    logits = self.forward(images)
-                each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
-                loss = (each if self.recipe.clamp is None else each.clamp(max=self.recipe.clamp)).mean()
-                if self.recipe.floor is not None:
-                    loss = (loss - self.recipe.floor).abs() + self.recipe.floor
+                shown = augmented(images, self.recipe.augment, None if numbers is None else numbers[rows])
+                if self.objective is None:
+                    logits = self._logits(shown)
+                    loss = self._usual(logits, labels)
+                else:
+                    loss = self.objective.loss(self._batch(rows, images, shown, labels))
                 self.optimizer.zero_grad(set_to_none=True)
                 loss.backward()  # type: ignore[no-untyped-call]
                 self.optimizer.step()
+                if self.objective is not None:
+                    self.objective.stepped(self.model)
                 losses += loss.detach()
                 if recording is not None and self.watch is not None:
                     recording.record(
@@ -202,6 +214,35 @@ class _Training:
         self.epoch += 1
         self._save()
         self.cost.and_then(self.meter.cost()).save(self.out)
+
+    def _logits(self, images: Tensor) -> Tensor:
+        with autocast(self.where, self.precision):
+            logits: Tensor = self.forward(images)
+        return logits
+
+    def _usual(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean cross-entropy of a batch, as the recipe clamps it and holds it up."""
+        each = nn.functional.cross_entropy(logits.float(), labels, reduction="none")
+        loss = (each if self.recipe.clamp is None else each.clamp(max=self.recipe.clamp)).mean()
+        return loss if self.recipe.floor is None else (loss - self.recipe.floor).abs() + self.recipe.floor
+
+    def _batch(self, rows: NDArray[np.int64], images: Tensor, shown: Tensor, labels: Tensor) -> Batch:
+        augment = self.recipe.augment
+
+        def again(number: int) -> Tensor:
+            drawn = draws(augment, self.seed, self.epoch, self.examples.total, f"augment/{number}")
+            return augmented(images, augment, None if drawn is None else drawn[rows])
+
+        return Batch(
+            rows=rows,
+            images=shown,
+            labels=labels,
+            epoch=self.epoch,
+            epochs=self.recipe.epochs,
+            model=self.model,
+            forward=lambda pictures: self._logits(pictures).float(),
+            again=again,
+        )
 
     def _check(self, loss: float) -> None:
         if not np.isfinite(loss):
@@ -228,7 +269,7 @@ class _Training:
 
     def _save(self) -> None:
         facts = {"files": self.files, "precision": self.precision}
-        checkpoint.save_state(self.out, self.model, self.optimizer, self.epoch, facts)
+        checkpoint.save_state(self.out, self.whole, self.optimizer, self.epoch, facts)
 
     def finish(self) -> nn.Module:
         """Leave the model in the folder, marked as done."""
@@ -270,13 +311,21 @@ def _matrices(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]
     return hidden, others
 
 
-def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+def _optimizer(model: nn.Module, recipe: Recipe, more: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+    everything = [*model.parameters(), *more]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(everything, lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
     if recipe.optimizer == "muon":
-        return Muon(*_matrices(model), recipe.learning_rate, recipe.momentum, recipe.weight_decay)
+        hidden, others = _matrices(model)
+        return Muon(
+            hidden,
+            [*others, *everything[len(hidden) + len(others) :]],
+            recipe.learning_rate,
+            recipe.momentum,
+            recipe.weight_decay,
+        )
     return torch.optim.SGD(
-        model.parameters(),
+        everything,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,

@@ -97,11 +97,11 @@ class PixelStore:
         return floats, self.labels[index]
 
 
-def draws(augment: Augment, seed: int, epoch: int, total: int) -> NDArray[np.float32] | None:
+def draws(augment: Augment, seed: int, epoch: int, total: int, purpose: str = "augment") -> NDArray[np.float32] | None:
     """Return the random numbers of one epoch's augmentation: float32 (rows, 4), or None."""
     if augment == "none":
         return None
-    numbers = rng.uniform(seed, "augment", epoch, np.arange(total), 4).astype(np.float32)
+    numbers = rng.uniform(seed, purpose, epoch, np.arange(total), 4).astype(np.float32)
     return np.minimum(numbers, np.float32(1 - 2**-24), out=numbers)  # the largest may have been rounded up to 1
 
 
