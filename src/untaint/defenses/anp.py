@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import SpecError
 from untaint.training.tuning import Clean
 
@@ -34,6 +35,12 @@ class ANP(Mender):
     drop: float = 0.05
     steps: int = 2000
     batch: int = 125
+
+    card: ClassVar[Card | None] = Card(
+        paper="Wu and Wang: Adversarial neuron pruning purifies backdoored deep models, NeurIPS 2021",
+        assumes="a backdoor sits in a few channels, which tip the model over when weights are disturbed",
+        clean=10,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.defenses._distance import distances, epoch_filter, mean_losses
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.scores import Scores
 from untaint.training.loop import Watch
 from untaint.trajectories import Observable, Trajectories
@@ -36,6 +36,12 @@ class BaDLoss(Detector):
     standardise: Literal["none", "probes"] = "none"
     epochs: Literal["stable", "all"] = "stable"
 
+    card: ClassVar[Card | None] = Card(
+        paper="Alex, Siddiqui, Sanyal and Krueger: Protecting against simultaneous data poisoning attacks, ICLR 2025",
+        assumes="poison is learned at another pace than the pictures that are vouched for",
+        clean=2,
+        rate="share",
+    )
     stages: ClassVar[tuple[str, ...]] = ("watcher-a",)
 
     def score(self, task: Task) -> Scores:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint import rng
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -35,6 +35,11 @@ class Clustering(Detector):
     dimensions: int = 10
     reduce: Literal["ica", "pca"] = "ica"
 
+    card: ClassVar[Card | None] = Card(
+        paper="Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava: Detecting backdoor attacks on deep neural networks by activation clustering, SafeAI at AAAI 2019",
+        assumes="poison and the rest of its class form two clusters, of which poison is the smaller",
+        several="in part",
+    )
     version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.15"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from untaint import rng
 from untaint.defenses._perturbed import above_probes_by_deviation, beside, finite, parts, reference
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -38,6 +38,11 @@ class CognitiveDistillation(Detector):
     beta: float = 10.0
     steps: int = 100
 
+    card: ClassVar[Card | None] = Card(
+        paper="Huang, Ma, Erfani and Bailey: Distilling cognitive backdoor patterns within an image, ICLR 2023",
+        assumes="a small part of a picture is all that a trigger needs",
+        rate="threshold",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint import rng
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.defenses.clustering import two_clusters
 from untaint.scores import Scores
 
@@ -33,6 +33,11 @@ class Contamination(Detector):
     those whose ratio is below the median, score 0.
     """
 
+    card: ClassVar[Card | None] = Card(
+        paper="Tang, Wang, Tang and Zhang: Demon in the variant (SCAn), USENIX Security 2021",
+        assumes="the class under attack is two groups that vary alike, and most classes are one",
+        several="in part",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=7.389"
 

@@ -42,7 +42,7 @@ from untaint.defenses._learned import learned
 from untaint.defenses._recovered import Recovered, recover, shared, triggers
 from untaint.defenses._trust import trust
 from untaint.defenses._view import View, Watching
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.models.build import require
 from untaint.recipe import Preset, Recipe
@@ -97,6 +97,10 @@ class CrossExamination(Watching, Detector):
     learned: bool = True
     without: Literal["nothing", "gap", "distance", "strangeness", "company"] = "nothing"
 
+    card: ClassVar[Card | None] = Card(
+        paper="this project's own",
+        assumes="a trigger can be explained only by models that saw poison with it",
+    )
     version: ClassVar[int] = 8
     stages: ClassVar[tuple[str, ...]] = ("watcher-a", "watcher-b", "whitened-a", "whitened-b", "witness")
     fixed: ClassVar[tuple[str, ...]] = (

@@ -6,9 +6,10 @@ ICLR 2024, submission 4413. The layer itself is ``untaint.EigenGuard``.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import ClassVar
 
 from untaint.defenses._inserted import trained_with
-from untaint.defenses.base import Defense, Outcome, Task
+from untaint.defenses.base import Card, Defense, Outcome, Task
 from untaint.errors import SpecError
 from untaint.models.inserting import Guard
 
@@ -25,6 +26,11 @@ class EigenGuard(Guard, Defense):
     """
 
     until: float = 1.0
+
+    card: ClassVar[Card | None] = Card(
+        paper="EigenGuard, ICLR 2024 submission 4413",
+        assumes="a trigger lies in few strong directions of the features",
+    )
 
     def __post_init__(self) -> None:
         """Check the share."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint.defenses._perturbed import finite
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import InputError, SpecError
 from untaint.models.build import features_of
 from untaint.scores import Scores
@@ -36,6 +36,11 @@ class FeatureConsistency(Detector):
     epochs: int = 2
     shift: float = 0.1
 
+    card: ClassVar[Card | None] = Card(
+        paper="Chen W., Wu B. and Wang H.: Effective backdoor defense by exploiting sensitivity of poisoned samples, NeurIPS 2022",
+        assumes="a trigger that is moved is none, so that features of poison move further when a picture is turned over",
+        rate="share",
+    )
     stages: ClassVar[tuple[str, ...]] = (STAGE,)
     fixed: ClassVar[tuple[str, ...]] = ("epochs",)
     usual_rule: ClassVar[str | None] = "fraction:share=0.05"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import InputError, SpecError
 from untaint.models.build import head_of
 from untaint.training.features import features
@@ -32,6 +33,12 @@ class FinePruning(Mender):
     learning_rate: float = 0.01
     batch: int = 125
     weight_decay: float = 5e-4
+
+    card: ClassVar[Card | None] = Card(
+        paper="Liu, Dolan-Gavitt and Garg: Fine-pruning, RAID 2018",
+        assumes="a backdoor uses features that clean pictures do not",
+        clean=10,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import SpecError
 from untaint.training.tuning import Clean
 
@@ -25,6 +26,12 @@ class FineTuning(Mender):
     learning_rate: float = 0.01
     batch: int = 125
     weight_decay: float = 5e-4
+
+    card: ClassVar[Card | None] = Card(
+        paper="Liu, Dolan-Gavitt and Garg: Fine-pruning, RAID 2018",
+        assumes="a backdoor is forgotten when training goes on without it",
+        clean=10,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

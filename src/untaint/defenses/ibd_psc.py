@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint.defenses._perturbed import beside, finite, likely, parts, reference, scaling_layers
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 from untaint.training.pixels import PixelStore
@@ -36,6 +36,11 @@ class IbdPsc(Detector):
     copies: int = 5
     error: float = 0.6
 
+    card: ClassVar[Card | None] = Card(
+        paper="Hou, Feng, Hua, Luo, Zhang and Li: IBD-PSC, ICML 2024",
+        assumes="a model stays sure of a trigger when its weights are amplified",
+        rate="threshold",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.9"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 from untaint.training.loop import Watch
@@ -31,6 +31,11 @@ class Isolation(Detector):
     floor: float = 0.5
     epochs: int = 10
 
+    card: ClassVar[Card | None] = Card(
+        paper="Li Y., Lyu, Koren, Lyu, Li B. and Ma: Anti-backdoor learning, NeurIPS 2021",
+        assumes="triggers are learned sooner than clean pictures",
+        rate="share",
+    )
     stages: ClassVar[tuple[str, ...]] = (STAGE,)
     fixed: ClassVar[tuple[str, ...]] = ("floor", "epochs")
     usual_rule: ClassVar[str | None] = "fraction:share=0.15"

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.recipe import Preset
 from untaint.scores import Scores
@@ -32,6 +32,10 @@ class LabelErrors(Detector):
 
     filter_by: Literal["prune_by_noise_rate", "prune_by_class", "both", "confident_learning"] = "prune_by_noise_rate"
 
+    card: ClassVar[Card | None] = Card(
+        paper="Northcutt, Jiang and Chuang: Confident learning, JAIR 2021",
+        assumes="poison has a wrong label, which models that did not train on it do not give",
+    )
     stages: ClassVar[tuple[str, ...]] = ("half-a", "half-b")
     usual_rule: ClassVar[str | None] = "above:score=1"
 

@@ -6,12 +6,12 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import SpecError
 from untaint.training.tuning import Clean
 
@@ -36,6 +36,12 @@ class NAD(Mender):
     weight_decay: float = 1e-4
     power: float = 2.0
     strength: float = 1.0
+
+    card: ClassVar[Card | None] = Card(
+        paper="Li Y., Lyu, Koren, Lyu, Li B. and Ma: Neural attention distillation, ICLR 2021",
+        assumes="a copy that was tuned on clean pictures attends to a trigger less",
+        clean=10,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from untaint import rng
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import SpecError
 from untaint.training.device import keyed
 from untaint.training.tuning import Clean, Loss
@@ -40,6 +41,13 @@ class NeuralCleanse(Mender):
     tune_steps: int = 200
     stamped: float = 0.2
     learning_rate: float = 0.01
+
+    card: ClassVar[Card | None] = Card(
+        paper="Wang B., Yao, Shan, Li, Viswanath, Zheng and Zhao: Neural Cleanse, S&P 2019",
+        assumes="few classes are under attack, and their triggers are far smaller than what makes any other class",
+        clean=10,
+        several="in part",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from untaint.defenses.base import Mender
+from untaint.defenses.base import Card, Mender
 from untaint.errors import InputError, SpecError
 from untaint.models.build import head_of
 from untaint.training.features import features
@@ -32,6 +33,12 @@ class NGF(Mender):
     steps: int = 100
     learning_rate: float = 0.1
     stay: float = 0.1
+
+    card: ClassVar[Card | None] = Card(
+        paper="Karim, Al Arafat, Khalid, Guo and Rahnavard: Efficient backdoor removal through natural gradient fine-tuning, arXiv 2306.17441, 2023",
+        assumes="the last layer alone is where a backdoor can be undone",
+        clean=10,
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
-from untaint.defenses.base import Defense, Outcome, Task
+from untaint.defenses.base import Card, Defense, Outcome, Task
 
 __all__ = ["None_"]
 
@@ -12,6 +13,12 @@ __all__ = ["None_"]
 @dataclass(frozen=True, kw_only=True)
 class None_(Defense):  # noqa: N801 - None itself is taken
     """No defence: the model trained on everything, by the same recipe as every defence's clean model."""
+
+    card: ClassVar[Card | None] = Card(
+        paper="no paper: what every defence is compared with",
+        assumes="nobody poisoned anything",
+        several="no",
+    )
 
     def defend(self, task: Task) -> Outcome:
         """Return the undefended model; nothing is scored."""

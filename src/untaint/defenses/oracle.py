@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.recipe import Preset
 from untaint.scores import Scores
@@ -23,6 +23,10 @@ class Oracle(Detector):
 
     poisoned: NDArray[np.int64] | None = field(init=False, repr=False, compare=False, default=None)
 
+    card: ClassVar[Card | None] = Card(
+        paper="no paper: the most that any removal can win",
+        assumes="it was told who is poisoned, which only an experiment can",
+    )
     usual_rule: ClassVar[str | None] = "above:score=0.5"
 
     def told(self, poisoned: NDArray[np.int64]) -> Oracle:

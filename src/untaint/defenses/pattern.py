@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from untaint.defenses._pattern import DIRECTIONS, SIDE, patterns
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -28,6 +28,10 @@ class Pattern(Detector):
     directions: int = DIRECTIONS
     side: int = SIDE
 
+    card: ClassVar[Card | None] = Card(
+        paper="this project's own",
+        assumes="a trigger is at a fixed place, so that pixels of poison have in common what hardly any other picture has",
+    )
     version: ClassVar[int] = 4
     usual_rule: ClassVar[str | None] = "above:score=2.3"
 

@@ -20,7 +20,7 @@ from untaint.defenses._perturbed import (
     parts,
     reference,
 )
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -43,6 +43,12 @@ class Psbd(Detector):
     passes: int = 3
     quantile: float = 0.25
 
+    card: ClassVar[Card | None] = Card(
+        paper="Li W., Chen, Liu and Wang: PSBD, CVPR 2025",
+        assumes="a model stays sure of a trigger when features are dropped",
+        clean=2,
+        rate="threshold",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 
 from untaint import rng
-from untaint.defenses.base import Detector, Task
+from untaint.defenses.base import Card, Detector, Task
 from untaint.scores import Scores
 
 __all__ = ["Random"]
@@ -23,6 +23,12 @@ class Random(Detector):
 
     draw: int = 0
 
+    card: ClassVar[Card | None] = Card(
+        paper="no paper: the control",
+        assumes="nothing",
+        rate="share",
+        several="no",
+    )
     usual_rule: ClassVar[str | None] = "fraction:share=0.1"
 
     def score(self, task: Task) -> Scores:

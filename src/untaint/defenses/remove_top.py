@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from untaint import run
-from untaint.defenses.base import UNDEFENDED, Defense, Outcome, Task
+from untaint.defenses.base import UNDEFENDED, Card, Defense, Outcome, Task
 from untaint.errors import SpecError
 from untaint.models.gate import Gate, TriggerGate
 from untaint.models.inserting import BEFORE_POOL, Behind, layer_named
@@ -27,6 +28,11 @@ class RemoveTop(Defense):
 
     k: int = 10
     at: str = BEFORE_POOL
+
+    card: ClassVar[Card | None] = Card(
+        paper="EigenGuard, ICLR 2024 submission 4413 (its control)",
+        assumes="a trigger is what is strongest in the features, and nothing else is",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

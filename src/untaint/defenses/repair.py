@@ -6,12 +6,12 @@ No paper's: ``untaint.repair``. Features of a trigger are independent of all els
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
 from untaint import run
-from untaint.defenses.base import UNDEFENDED, Defense, Outcome, Task
+from untaint.defenses.base import UNDEFENDED, Card, Defense, Outcome, Task
 from untaint.examples import Examples
 from untaint.models.inserting import BEFORE_POOL
 from untaint.training import repair
@@ -34,6 +34,11 @@ class Repair(Defense):
     apart: float = repair.APART
     components: int = 0
     by_lot: bool = False
+
+    card: ClassVar[Card | None] = Card(
+        paper="this project's own",
+        assumes="a trigger is an independent component of the features that parts its class in two, and those who have it look like other classes",
+    )
 
     def defend(self, task: Task) -> Outcome:
         """Return the repaired model; nothing is scored."""

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from untaint.defenses._perturbed import above_probes_by_deviation, beside, finite, likely, parts, reference
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -34,6 +34,11 @@ class ScaleUp(Detector):
     largest: int = 11
     by: Literal["all", "class"] = "all"
 
+    card: ClassVar[Card | None] = Card(
+        paper="Guo, Li, Chen, Guo, Sun and Liu: SCALE-UP, ICLR 2023",
+        assumes="a model stays sure of a trigger when pixels are multiplied",
+        rate="threshold",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.5"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.scores import Scores
 
 __all__ = ["Spectral", "spectral_scores"]
@@ -23,6 +23,12 @@ class Spectral(Detector):
     1.5 times the poison that is expected; Alex et al. (2025) 15 % of each class, the rule taken here.
     """
 
+    card: ClassVar[Card | None] = Card(
+        paper="Tran, Li J. and Madry: Spectral signatures in backdoor attacks, NeurIPS 2018",
+        assumes="poison of a class lies along the direction in which the class varies most",
+        rate="share",
+        several="in part",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "fraction:share=0.15,per=class"
 

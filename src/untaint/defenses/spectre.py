@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -36,6 +36,12 @@ class Spectre(Detector):
     alpha: float = 4.0
     rate: float = 0.1
 
+    card: ClassVar[Card | None] = Card(
+        paper="Hayase, Kong, Somani and Oh: SPECTRE, ICML 2021",
+        assumes="poison is further out than clean pictures once a class is whitened",
+        rate="share",
+        several="in part",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "fraction:share=0.15,per=class"
 

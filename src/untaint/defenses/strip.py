@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from untaint import rng
 from untaint.defenses._perturbed import above_probes, beside, finite, likely, need_probes, parts, reference
-from untaint.defenses.base import UNDEFENDED, Detector, Task
+from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
@@ -34,6 +34,12 @@ class Strip(Detector):
     mix: Literal["add", "blend"] = "add"
     false_positives: float = 0.05
 
+    card: ClassVar[Card | None] = Card(
+        paper="Gao, Xu, Wang, Chen, Ranasinghe and Nepal: STRIP, ACSAC 2019",
+        assumes="a trigger decides whatever other pictures lie over it",
+        clean=3,
+        rate="threshold",
+    )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from untaint import run
-from untaint.defenses.base import UNDEFENDED, Defense, Outcome, Task
+from untaint.defenses.base import UNDEFENDED, Card, Defense, Outcome, Task
 from untaint.errors import SpecError
 from untaint.training import checkpoint
 from untaint.training.cost import Meter
@@ -35,6 +36,11 @@ class Unlearning(Defense):
     learning_rate: float = 5e-4
     batch: int = 125
     strength: float = 1.0
+
+    card: ClassVar[Card | None] = Card(
+        paper="Alex, Siddiqui, Sanyal and Krueger, ICLR 2025, name it; the rate is that of Li Y. et al. (ABL), NeurIPS 2021",
+        assumes="a detector before it found some of the poison",
+    )
 
     def __post_init__(self) -> None:
         """Check the settings."""

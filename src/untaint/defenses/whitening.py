@@ -6,9 +6,10 @@ Batch normalisation, decorrelated batch normalisation (Huang et al., 2018) or It
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from untaint.defenses._inserted import trained_with
-from untaint.defenses.base import Defense, Outcome, Task
+from untaint.defenses.base import Card, Defense, Outcome, Task
 from untaint.models.whitening import Whiten
 
 __all__ = ["Whitening"]
@@ -20,6 +21,11 @@ class Whitening(Whiten, Defense):
 
     ``at``: the layer behind which it is. ``kind``: ``scale`` (no correlations are taken out), ``zca`` or ``iterative``.
     """
+
+    card: ClassVar[Card | None] = Card(
+        paper="no paper: a control for EigenGuard",
+        assumes="equal strength of all directions is enough",
+    )
 
     def defend(self, task: Task) -> Outcome:
         """Return the model; nothing is scored."""
