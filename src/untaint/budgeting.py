@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from untaint import run
@@ -9,7 +10,7 @@ from untaint.defenses import DEFENSES, Detector, Task
 from untaint.errors import InputError, SpecError
 from untaint.training.device import Trial
 
-__all__ = ["LADDER", "minutes_text", "seconds_of", "within"]
+__all__ = ["LADDER", "machine", "minutes_text", "seconds_of", "within"]
 
 # the best first; what each is worth is asked by experiments/cost.toml
 LADDER = {
@@ -55,6 +56,16 @@ def seconds_of(task: Task, judge: Detector, retrain: bool, found: Trial) -> floa
     if retrain and run.finished(task.scratch / "model") is None:
         left.append([len(task.examples) * task.preset.retrain.epochs, 0])
     return sum(training * found.train + recording * found.evaluate for training, recording in left)
+
+
+def machine(task: Task, tried: Trial | None = None) -> Trial:
+    """Return the trial of this run: made once (or ``tried`` already) and written down, so that a resumed run computes alike."""
+    known = task.scratch / "machine.json"
+    if known.exists():
+        return Trial(**run.read_sealed(known))
+    found = tried or task.trial()
+    run.write_sealed(known, dataclasses.asdict(found))
+    return found
 
 
 def minutes_text(seconds: float) -> str:

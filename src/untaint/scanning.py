@@ -7,6 +7,7 @@ without training anything.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import tempfile
@@ -15,13 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from untaint import run, spec
-from untaint.budgeting import LADDER, minutes_text, seconds_of, within
+from untaint.budgeting import LADDER, machine, minutes_text, seconds_of, within
 from untaint.concluding import Result, conclude
-from untaint.defenses import DEFENSES, Detector, Task
+from untaint.defenses import DEFENSES, Defense, Detector, Task
 from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.findings import marked
@@ -30,6 +32,7 @@ from untaint.probing import with_probes
 from untaint.progress import Progress, Silent
 from untaint.recipe import Preset, preset
 from untaint.remembering import remember
+from untaint.resisting import resist, resisting
 from untaint.scores import FalseDiscovery, KeepPerClass, Rule, parse_rule, rule_text
 from untaint.sources import load
 from untaint.training.device import Trial, device
@@ -119,7 +122,7 @@ def scan(
     settings = ({} if budget is None else {"budget": budget}) | _settings(task, judge)
     with run.RunDirectory(out, settings):
         remember(task.scratch, examples, rows, outside, data, reading)
-        found = _machine(task, tried)
+        found = machine(task, tried)
         task = replace(task, preset=chosen.changed(precision=found.precision))
         _announce(task, judge, found, retrain)
         return conclude(task, judge, judge.score(task), marks, retrain)
@@ -148,16 +151,6 @@ def _settings(task: Task, judge: Detector) -> dict[str, Any]:
     }
 
 
-def _machine(task: Task, tried: Trial | None) -> Trial:
-    """Return the trial of this run: made once (or ``tried`` already) and written down, so that a resumed run computes alike."""
-    known = task.scratch / "machine.json"
-    if known.exists():
-        return Trial(**run.read_sealed(known))
-    found = tried or task.trial()
-    run.write_sealed(known, dataclasses.asdict(found))
-    return found
-
-
 def _announce(task: Task, judge: Detector, found: Trial, retrain: bool) -> None:
     """Say how long what is still to be done will take."""
     stages = [stage for stage, *_ in judge.work(task)] + ["model"] * retrain
@@ -181,17 +174,25 @@ def train(
     progress: Progress | None = None,
     where: torch.device | None = None,
     after_epoch: Callable[[nn.Module, int], None] | None = None,
+    defense: str | Defense | None = None,
+    probes: Any = None,
+    set_aside: Any = (),
 ) -> nn.Module:
     """Return a model trained from scratch, with augmentation, on the members of ``examples``.
 
     A plain ``nn.Module`` in eval mode for float pictures in [0, 1]. ``out``: a folder to keep it
     in (``untaint.load_model`` gives it back), resumable. ``after_epoch``: is given the model, in eval mode, and the number of
-    each epoch that is trained now, from 0, to look at it.
+    each epoch that is trained now, from 0, to look at it. ``defense``: a training that resists poison, ``name:key=value,...``, such as ``eigenguard`` or ``d-st``;
+    ``probes``: for it, pictures known to be clean, as ``scan`` takes them; ``set_aside``: rows left out, for one that unlearns them.
     """
     chosen = _preset(preset)
     told = progress or Silent()
     if model is None:
         require(chosen.retrain.model)
+    if defense is not None:
+        if after_epoch is not None:
+            raise SpecError("after_epoch looks at a plain training, not at one by a defence. Leave out one of them.")
+        return _resist(examples, resisting(defense), out, chosen, probes, set_aside, model, seed, told, where)
     if out is None:
         with tempfile.TemporaryDirectory() as folder:
             return fit(
@@ -216,6 +217,37 @@ def train(
             where=where,
             progress=told,
             after_epoch=after_epoch,
+        )
+
+
+def _resist(
+    examples: Examples,
+    judge: Defense,
+    out: str | Path | None,
+    chosen: Preset,
+    probes: Any,
+    set_aside: Any,
+    model: Callable[[], nn.Module] | None,
+    seed: int,
+    told: Progress,
+    where: torch.device | None,
+) -> nn.Module:
+    """Return the model that a defence makes, kept in ``out`` if there is one."""
+    whole, rows = examples, np.empty(0, dtype=np.int64)
+    if probes is not None:
+        whole, rows, _ = with_probes(examples, probes, told)
+    with tempfile.TemporaryDirectory() if out is None else contextlib.nullcontext(out) as folder:
+        return resist(
+            whole,
+            judge,
+            Path(folder),
+            probes=rows,
+            set_aside=np.asarray(set_aside, dtype=np.int64),
+            preset=chosen,
+            model=model,
+            seed=seed,
+            progress=told,
+            where=where,
         )
 
 

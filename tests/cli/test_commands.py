@@ -271,6 +271,43 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, probes: Made, tmp_path: 
     assert told("evaluate", tmp_path / "tuned", dirty[0], "--quiet").code == 0
 
 
+def test_train_by_a_defence_that_resists(dirty: Made, probes: Made, tmp_path: Path) -> None:
+    out = tmp_path / "guarded"
+    words = ("train", dirty[0], "--defense", "eigenguard:k=4", *epochs(1), "--json", "--quiet")
+    outcome = told(*words, "--out", out, "--probes", probes[0])
+    assert outcome.code == 0, outcome.err
+    assert json.loads((out / "model.json").read_text())["model"] == "proxy+eigenguard:k=4"
+    assert told("evaluate", out, dirty[0], "--quiet").code == 0
+    before = (out / "stages" / "model" / "model.safetensors").stat().st_mtime_ns
+    assert told(*words, "--out", out, "--probes", probes[0]).code == 0
+    assert (out / "stages" / "model" / "model.safetensors").stat().st_mtime_ns == before, "nothing is trained again"
+    outcome = told(*words, "--out", out)
+    assert outcome.code == 2, "the folder was begun with probes"
+    unlearned = (
+        "train",
+        dirty[0],
+        "--defense",
+        "unlearning:steps=2",
+        *epochs(1),
+        "--quiet",
+        "--out",
+        tmp_path / "less",
+    )
+    outcome = told(*unlearned, "--without", probes[0])
+    assert outcome.code == 0, outcome.err
+    assert json.loads((tmp_path / "less" / "model.json").read_text())["rows"] == 210, "what it unlearns it had learned"
+    for wrong, said in (
+        (("--defense", "spectral"), "untaint scan DATA --detector spectral"),
+        (("--defense", "nad"), "untaint repair MODEL DATA --defense nad"),
+        (("--defense", "eigengard"), "Did you mean 'eigenguard'?"),
+        (("--probes", probes[0]), "--probes are for a --defense"),
+    ):
+        outcome = told("train", dirty[0], *wrong, "--out", tmp_path / "wrong")
+        assert outcome.code == 2
+        assert said in outcome.err
+        assert not (tmp_path / "wrong").exists()
+
+
 @pytest.mark.parametrize("what", ["attacks", "defenses", "models", "presets", "rules"])
 def test_list(what: str) -> None:
     outcome = told("list", what)

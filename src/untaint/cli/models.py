@@ -36,6 +36,17 @@ def train(
     ] = None,
     preset: Annotated[str, option("fast or paper: how the model is trained.", "NAME")] = "fast",
     model: Model = None,
+    defense: Annotated[
+        str | None,
+        option(
+            "A training that resists poison, NAME:KEY=VALUE,..., such as d-st or eigenguard; see `untaint list defenses`.",
+            "DEFENSE",
+        ),
+    ] = None,
+    probes: Annotated[
+        str | None,
+        option("For that: pictures of DATA that somebody has looked at, a file of keys, or a folder.", "FILE"),
+    ] = None,
     epochs: Annotated[int | None, option("How many epochs.", "N")] = None,
     augment: Annotated[
         Augmentation | None, option("How pictures are varied; crop where left and right differ, as on signs.")
@@ -49,19 +60,25 @@ def train(
     """Train a model from scratch on DATA without some pictures; resumes if interrupted.
 
     Example: untaint train photos/train --without runs/photos/rejected.txt --out runs/clean
+
+    Example: untaint train photos/train --defense d-st --out runs/resisted
     """
     from untaint import recipe
+    from untaint.errors import SpecError
     from untaint.findings import left_out
     from untaint.scanning import train as run_train
     from untaint.sources import load
 
     bars = terminal.progress(quiet)
     examples = load(data, **asdict(reading), progress=bars)
-    kept = examples.without(left_out(examples, without, marks))
+    gone = left_out(examples, without, marks)
+    kept = examples.without(gone)
     chosen: Preset = recipe.preset(preset).changed(model=model, augment=augment, precision=precision)
     if epochs is not None:
         chosen = replace(chosen, retrain=replace(chosen.retrain, epochs=epochs, horizon=None))
-    run_train(kept, out=out, preset=chosen, seed=seed, progress=bars)
+    if probes is not None and defense is None:
+        raise SpecError("--probes are for a --defense that needs them, and none is given. Name one, or leave them out.")
+    run_train(kept, out=out, preset=chosen, seed=seed, progress=bars, defense=defense, probes=probes, set_aside=gone)
     facts = {"out": str(out), "trained_on": len(kept), "left_out": len(examples) - len(kept)}
     if as_json:
         print(json.dumps(facts))
