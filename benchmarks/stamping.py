@@ -2,17 +2,22 @@
 
     python benchmarks/stamping.py
 
-Beside a loop over the same pictures with Pillow, one at a time, which does what `patch` and `blend` do. Made-up pictures; the optimisation of narcissus' noise is apart (done before the clock starts, on fewer steps: what is
+Beside a loop over the same pictures with Pillow, one at a time, which does what `patch` and `blend` do, and beside the Adversarial Robustness Toolbox's (ART), which has both (tests hold them pixel for pixel): its checker for all pictures at once,
+as floating-point numbers that are made before the clock starts, and its blend with a picture file, picture by picture. Made-up pictures; the optimisation of narcissus' noise is apart (done before the clock starts, on fewer steps: what is
 added takes as long whatever it is). Median and 95 % interval of some rounds. Writes results/speed/stamping.json.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import random
+import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import numpy as np
 from keeping import interval, keep
@@ -77,9 +82,10 @@ def all_of(images: NDArray[np.uint8], rounds: int) -> list[tuple[str, str, str]]
     ways: dict[str, Callable[[], object]] = {
         name: partial(in_blocks, ATTACKS.build(name).stamp, images, rows) for name in TRIGGERS
     }
-    ways |= {
-        name: partial(loop, images) for name, loop in {"patch by Pillow": patched, "blend by Pillow": blended}.items()
-    }
+    last = images.transpose(0, 2, 3, 1).astype(np.float32) / 255
+    others = {"patch by Pillow": (patched, images), "blend by Pillow": (blended, images)}
+    others |= {"patch by ART": (patched_by_art, last), "blend by ART": (blended_by_art, last)}
+    ways |= {name: partial(loop, given) for name, (loop, given) in others.items()}
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
         order = list(ways)
@@ -99,12 +105,13 @@ def all_of(images: NDArray[np.uint8], rounds: int) -> list[tuple[str, str, str]]
                 limit,
             )
         )
-    for name in ("patch", "blend"):
-        times = [theirs / own for theirs, own in zip(taken[f"{name} by Pillow"], taken[name], strict=True)]
+    for name, whose in itertools.product(("patch", "blend"), ("Pillow", "ART")):
+        times = [theirs / own for theirs, own in zip(taken[f"{name} by {whose}"], taken[name], strict=True)]
         middle, low, high = interval(times)
+        how = "all pictures at once" if (name, whose) == ("patch", "ART") else "a loop over pictures"
         found.append(
             (
-                f"{name}: a loop over pictures with Pillow takes",
+                f"{name}: {how} with {whose} takes",
                 f"{middle:.1f} times as long ({low:.1f} to {high:.1f})",
                 "",
             )
@@ -132,6 +139,31 @@ def blended(images: NDArray[np.uint8]) -> list[Image.Image]:
     """The blend with noise, picture by picture."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     return [Image.blend(Image.fromarray(picture.transpose(1, 2, 0)), noise, 0.075) for picture in images]
+
+
+def patched_by_art(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The checker, by ART."""
+    found: NDArray[np.float32] = perturbations().add_pattern_bd(images, distance=2, pixel_value=1.0)
+    return found
+
+
+def blended_by_art(images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+    """The blend with the picture of a file, by ART."""
+    insert = perturbations().insert_image
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/noise.png"
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+        options = {"backdoor_path": path, "channels_first": False, "random": False, "x_shift": 0, "y_shift": 0}
+        return [insert(picture, mode="RGB", blend=0.075, **options) for picture in images]
+
+
+def perturbations() -> Any:
+    """ART's triggers."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from art.attacks.poisoning import perturbations
+
+    return perturbations
 
 
 if __name__ == "__main__":

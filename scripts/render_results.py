@@ -1,4 +1,4 @@
-"""Writes docs/results.md, docs/attacks.md and the figures of README.md and docs/eigenguard.md from results/ and the attacks' own files: every table there is made here, none is typed.
+"""Writes docs/results.md, docs/attacks.md, docs/defences.md and the figures of README.md and docs/eigenguard.md from results/ and the files of attacks and defences: every table there is made here, none is typed.
 
 With --check nothing is written, and it is an error if a page is not what would be.
 """
@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 from _attacks import page as attacks
+from _defences import page as defences
+from _defences import picture
 from _front import readme
 from _grids import ROOT, benchmark, plots
 from _guards import guards
@@ -18,8 +20,8 @@ from _scans import section
 from _tuned import tuned
 
 GRIDS = [
-    path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem not in ("smoke", "attacks")
-]  # the latter: docs/attacks.md
+    path for path in sorted((ROOT / "experiments").glob("*.toml")) if path.stem not in ("smoke", "attacks", "defences")
+]  # the latter two: docs/attacks.md, docs/defences.md
 
 
 def speed() -> str:
@@ -73,6 +75,7 @@ def pages() -> dict[Path, str]:
     return {
         ROOT / "docs" / "results.md": page(),
         ROOT / "docs" / "attacks.md": attacks(),
+        ROOT / "docs" / "defences.md": defences(),
         front: readme(front.read_text()),
         layer: guards(layer.read_text()),
     }
@@ -84,5 +87,6 @@ if __name__ == "__main__":
         sys.exit(f"not as results/ has it: {', '.join(stale)}. Run scripts/render_results.py." if stale else 0)
     for path in GRIDS:
         plots(path)
+    picture()
     for path, text in pages().items():
         path.write_text(text)

@@ -32,7 +32,7 @@ from untaint.progress import Progress, Silent
 from untaint.recipe import Precision
 from untaint.scores import parse_rule
 from untaint.training.checkpoint import load_model
-from untaint.training.cost import Meter, cost_of
+from untaint.training.cost import NAME, Meter, cost_of
 from untaint.training.device import device, hardware
 from untaint.trajectories import Trajectories
 
@@ -204,20 +204,20 @@ class Runner:
 
     def _run_cell(self, case: Case, cell: Cell, folder: Path) -> dict[str, Any]:
         judge, task = self._asked(case, cell, folder)
-        meter = Meter()
+        begin, meter = time.time(), Meter()
         if cell.defender.then and isinstance(judge, Detector):
             outcome = _handed_on(judge.examine(task), DEFENSES.build(cell.defender.then), task)
         elif case.setting.detect_only and isinstance(judge, Detector):
             outcome = judge.examine(task)
         else:
             outcome = judge.defend(task)
-        stages = {
-            str(path.relative_to(task.scratch)): cost_of(path)
-            for place in (task.scratch, task.scratch / AFTER)
-            for path in sorted(place.glob("*"))
-        }
+        cost = meter.cost()  # of the defence alone; what measuring it cost is apart
+        folders = [path for place in (task.scratch, task.scratch / AFTER) for path in sorted(place.glob("*"))]
+        stages = {str(path.relative_to(task.scratch)): cost_of(path) for path in folders}
+        trained = sum(cost_of(path).core_seconds for path in folders if _since(path / NAME, begin))
         return {
-            "cost": meter.cost().facts(),  # of the defence alone; what measuring it cost is apart
+            "cost": cost.facts(),
+            "besides": round(max(0.0, cost.core_seconds - trained), 1),  # core seconds that went into no model
             "stages": {name: cost.facts() for name, cost in stages.items() if cost.seconds},
             "precision": task.preset.watch.precision,
             **self._measured(case, judge, outcome, task.scratch),
@@ -267,6 +267,11 @@ class Runner:
         if kind not in self._precisions:
             self._precisions[kind] = task.trial().precision
         return self._precisions[kind]
+
+
+def _since(path: Path, begin: float) -> bool:
+    """Tell whether a file was written after a moment: a model's cost, in this cell and not for another defence before."""
+    return path.exists() and path.stat().st_mtime >= begin
 
 
 def _handed_on(found: Outcome, other: Defense, task: Task) -> Outcome:

@@ -40,6 +40,7 @@ class ANP(Mender):
         paper="Wu and Wang: Adversarial neuron pruning purifies backdoored deep models, NeurIPS 2021",
         assumes="a backdoor sits in a few channels, which tip the model over when weights are disturbed",
         clean=10,
+        claim="with 1 % of the pictures known to be clean it removes single backdoors, at hardly any loss",
     )
 
     def __post_init__(self) -> None:

@@ -41,6 +41,7 @@ class BaDLoss(Detector):
         assumes="poison is learned at another pace than the pictures that are vouched for",
         clean=2,
         rate="share",
+        claim="one attacker: 4 % success, at 85 % clean accuracy (92 % undefended); seven: 8 %",
     )
     stages: ClassVar[tuple[str, ...]] = ("watcher-a",)
 

@@ -40,6 +40,7 @@ class FeatureConsistency(Detector):
         paper="Chen W., Wu B. and Wang H.: Effective backdoor defense by exploiting sensitivity of poisoned samples, NeurIPS 2022",
         assumes="a trigger that is moved is none, so that features of poison move further when a picture is turned over",
         rate="share",
+        claim="poison and clean pictures are parted well enough for its trainings to keep success low",
     )
     stages: ClassVar[tuple[str, ...]] = (STAGE,)
     fixed: ClassVar[tuple[str, ...]] = ("epochs",)

@@ -38,6 +38,7 @@ class FinePruning(Mender):
         paper="Liu, Dolan-Gavitt and Garg: Fine-pruning, RAID 2018",
         assumes="a backdoor uses features that clean pictures do not",
         clean=10,
+        claim="backdoors of faces, speech and traffic signs removed, at small loss",
     )
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ class FineTuning(Mender):
         paper="Liu, Dolan-Gavitt and Garg: Fine-pruning, RAID 2018",
         assumes="a backdoor is forgotten when training goes on without it",
         clean=10,
+        claim="weakens a backdoor, and may leave it",
     )
 
     def __post_init__(self) -> None:

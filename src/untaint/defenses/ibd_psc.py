@@ -40,6 +40,7 @@ class IbdPsc(Detector):
         paper="Hou, Feng, Hua, Luo, Zhang and Li: IBD-PSC, ICML 2024",
         assumes="a model stays sure of a trigger when its weights are amplified",
         rate="threshold",
+        claim="measured by others: patch 98 % found, blend 100, warp 97, with 0.8, 6.6 and 0.2 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.9"

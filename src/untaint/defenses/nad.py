@@ -41,6 +41,7 @@ class NAD(Mender):
         paper="Li Y., Lyu, Koren, Lyu, Li B. and Ma: Neural attention distillation, ICLR 2021",
         assumes="a copy that was tuned on clean pictures attends to a trigger less",
         clean=10,
+        claim="with 5 % of the pictures known to be clean, single backdoors nearly removed",
     )
 
     def __post_init__(self) -> None:

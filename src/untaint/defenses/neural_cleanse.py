@@ -47,6 +47,7 @@ class NeuralCleanse(Mender):
         assumes="few classes are under attack, and their triggers are far smaller than what makes any other class",
         clean=10,
         several="in part",
+        claim="every target found; success below 7 % after unlearning, at most 3.6 points lost",
     )
 
     def __post_init__(self) -> None:

@@ -38,6 +38,7 @@ class NGF(Mender):
         paper="Karim, Al Arafat, Khalid, Guo and Rahnavard: Efficient backdoor removal through natural gradient fine-tuning, arXiv 2306.17441, 2023",
         assumes="the last layer alone is where a backdoor can be undone",
         clean=10,
+        claim="as good as tuning all layers, in a fraction of the time",
     )
 
     def __post_init__(self) -> None:

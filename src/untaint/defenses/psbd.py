@@ -48,6 +48,7 @@ class Psbd(Detector):
         assumes="a model stays sure of a trigger when features are dropped",
         clean=2,
         rate="threshold",
+        claim="99 % found, with 14 % of clean pictures, on average at 10 %",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"

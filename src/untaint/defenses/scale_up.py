@@ -38,6 +38,7 @@ class ScaleUp(Detector):
         paper="Guo, Li, Chen, Guo, Sun and Liu: SCALE-UP, ICLR 2023",
         assumes="a model stays sure of a trigger when pixels are multiplied",
         rate="threshold",
+        claim="measured by others: patch 95 % found, blend 92, warp 0, with 28, 5 and 5 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0.5"
