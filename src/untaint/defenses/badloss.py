@@ -39,7 +39,6 @@ class BaDLoss(Detector):
     card: ClassVar[Card | None] = Card(
         paper="Alex, Siddiqui, Sanyal and Krueger: Protecting against simultaneous data poisoning attacks, ICLR 2025",
         assumes="poison is learned at another pace than the pictures that are vouched for",
-        clean=2,
         rate="share",
         claim="one attacker: 4 % success, at 85 % clean accuracy (92 % undefended); seven: 8 %",
     )

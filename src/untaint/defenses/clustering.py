@@ -14,12 +14,13 @@ from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
 
-__all__ = ["Clustering", "reduced", "two_clusters"]
+__all__ = ["Clustering", "reduced", "silhouette", "two_clusters"]
 
 LOOKED_AT = 5_000  # rows of a class by which the silhouette is measured
 NOTHING = 1e-9  # of the variance in the main direction
 STARTS = 20  # of 2-means; the best is taken: in a class that does not fall apart, each start ends elsewhere
 SMALLEST = 10  # a class with fewer rows is not clustered
+BLOCK = 256  # rows whose distances to all others are held at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,7 @@ class Clustering(Detector):
         paper="Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava: Detecting backdoor attacks on deep neural networks by activation clustering, SafeAI at AAAI 2019",
         assumes="poison and the rest of its class form two clusters, of which poison is the smaller",
         several="in part",
+        claim="nearly all poison found on digits and traffic signs; measured by others on CIFAR-10: 0 to 62 % of it, with under 1 % of clean pictures",
     )
     version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
@@ -51,8 +53,6 @@ class Clustering(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return plus or minus the silhouette of each row's class, from the undefended model's features."""
-        from sklearn.metrics import silhouette_score
-
         features, labels, members = task.features(), task.examples.labels, task.examples.rows
         values = np.full(task.examples.total, np.nan, dtype=np.float32)
         values[members] = 0
@@ -63,8 +63,7 @@ class Clustering(Detector):
                 continue
             points = reduced(features[rows], self.dimensions, self.reduce, seed)
             smaller = two_clusters(points, seed)
-            looked = min(len(rows), LOOKED_AT)
-            width = float(silhouette_score(points, smaller, sample_size=looked, random_state=seed))
+            width = silhouette(points, smaller, seed)
             values[rows] = np.where(smaller, width, -width)
         return Scores(values=values, name="clustering", parts={"silhouette": values})
 
@@ -100,8 +99,15 @@ def reduced(features: NDArray[np.float32], dimensions: int, how: str, seed: int)
         return np.asarray(points)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # components nearly found are as good for two clusters
-        tool = FastICA(max_iter=1000, tol=0.005, whiten_solver="eigh", random_state=seed)
+        tool = FastICA(max_iter=1000, tol=0.005, fun=_bounded, whiten_solver="eigh", random_state=seed)
         return np.asarray(tool.fit_transform(points))
+
+
+def _bounded(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the hyperbolic tangent, and its derivative's mean over each line: what scikit-learn's own returns, to the bit, in four fifths of the time."""
+    np.tanh(values, out=values)
+    slopes = np.square(values)
+    return values, np.subtract(1, slopes, out=slopes).mean(axis=-1)
 
 
 def two_clusters(points: NDArray[np.float64], seed: int, starts: int = STARTS) -> NDArray[np.bool_]:
@@ -110,3 +116,40 @@ def two_clusters(points: NDArray[np.float64], seed: int, starts: int = STARTS) -
 
     second: NDArray[np.bool_] = KMeans(2, n_init=starts, random_state=seed).fit_predict(points).astype(bool)
     return ~second if second.mean() > 0.5 else second
+
+
+def silhouette(points: NDArray[np.float64], second: NDArray[np.bool_], seed: int) -> float:
+    """Return the mean silhouette of rows in two clusters, over 5,000 of them drawn by lot where there are more.
+
+    ``second``: who is in the second cluster; neither may be empty. A row that is alone in its cluster counts 0 (Rousseeuw, 1987).
+    """
+    looked = np.random.RandomState(seed).permutation(len(points))[:LOOKED_AT]  # as scikit-learn draws
+    for side in (second, ~second):
+        if not side[looked].any():  # a cluster of a few, of whom none was drawn
+            looked = np.concatenate([looked, np.flatnonzero(side)])
+    parts = [points[looked][side[looked]] for side in (~second, second)]
+    across = _summed(*parts)
+    widths = 0.0
+    for own, other, to_other in zip(parts, parts[::-1], across, strict=True):
+        if len(own) > 1:
+            inside, outside = _summed(own, own)[0] / (len(own) - 1), to_other / len(other)
+            most = np.maximum(inside, outside)
+            widths += float(((outside - inside) / np.where(most > 0, most, 1)).sum())
+    return widths / len(looked)
+
+
+def _summed(one: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums of the distances from each row of one to all of the other, and from each of the other to all of the one."""
+    rows, columns = np.zeros(len(one)), np.zeros(len(other))
+    lengths = np.square(other).sum(axis=1)
+    for start in range(0, len(one), BLOCK):
+        some = one[start : start + BLOCK]
+        apart = some @ (-2 * other.T)
+        apart += lengths
+        apart += np.square(some).sum(axis=1)[:, None]
+        np.sqrt(np.maximum(apart, 0, out=apart), out=apart)
+        if one is other:
+            np.fill_diagonal(apart[:, start:], 0)  # but for rounding
+        rows[start : start + BLOCK] = apart.sum(axis=1)
+        columns += apart.sum(axis=0)
+    return rows, columns

@@ -42,6 +42,7 @@ class CognitiveDistillation(Detector):
         paper="Huang, Ma, Erfani and Bailey: Distilling cognitive backdoor patterns within an image, ICLR 2023",
         assumes="a small part of a picture is all that a trigger needs",
         rate="threshold",
+        claim="minimal masks tell single backdoors of many kinds from clean pictures; measured by others at 10 %: 86 % found, with 16 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from untaint import rng
 from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
@@ -37,6 +38,7 @@ class Contamination(Detector):
         paper="Tang, Wang, Tang and Zhang: Demon in the variant (SCAn), USENIX Security 2021",
         assumes="the class under attack is two groups that vary alike, and most classes are one",
         several="in part",
+        claim="the class under attack is found, and poison in it; measured by others at 10 %: 83 % found, with 1 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=7.389"
@@ -86,8 +88,8 @@ def within_classes(features: NDArray[np.float32], groups: NDArray[np.int64]) -> 
     points = features.astype(np.float64)
     points -= points.mean(axis=0)
     _, place = np.unique(groups, return_inverse=True)
-    sums = np.zeros((place.max(initial=-1) + 1, points.shape[1]))
-    np.add.at(sums, place, points)
+    count = place.max(initial=-1) + 1
+    sums = csr_array((np.ones(len(place)), (place, np.arange(len(place)))), shape=(count, len(place))) @ points
     about = points - (sums / np.bincount(place)[:, None])[place]
     strengths, directions = np.linalg.eigh(about.T @ about / max(1, len(about)))
     if not len(strengths) or strengths[-1] <= 0:

@@ -39,6 +39,7 @@ class Strip(Detector):
         assumes="a trigger decides whatever other pictures lie over it",
         clean=3,
         rate="threshold",
+        claim="patches on questions put to a model found with errors of about 1 %; measured by others in training sets at 10 %: 69 % found, with 11 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
