@@ -138,7 +138,9 @@ def test_networks_with_a_gate_have_a_name():
     with pytest.raises(InputError, match=r"an EigenGuard at 1\.body already"):
         insert_eigenguard(both, k=3)
     assert [type(one).__name__ for one in parted("proxy+eigenguard:k=3+gate")[1]] == ["Guard", "Gate"]
-    with pytest.raises(SpecError, match=r"puts 'filter' into proxy\. Only eigenguard, gate, whitening can"):
+    with pytest.raises(
+        SpecError, match=r"puts 'filter' into proxy\. Only eigenguard, gate, group-norm, stamp, whitening can"
+    ):
         require("proxy+filter")
     with pytest.raises(SpecError, match="no layer 'nowhere'"):
         build("proxy+gate:at=nowhere", 4, SIZE)

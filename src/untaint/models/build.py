@@ -15,8 +15,10 @@ from untaint import rng, spec
 from untaint.errors import SpecError
 from untaint.models.eigenguard import EigenGuard
 from untaint.models.gate import Gate
+from untaint.models.group_norm import Grouped
 from untaint.models.inserting import Guard
 from untaint.models.proxy import Proxy
+from untaint.models.stamp import Stamp
 from untaint.models.whitening import Whiten
 
 __all__ = ["Inserted", "Pixels", "build", "features_of", "names", "parted", "require"]
@@ -27,8 +29,14 @@ PROXIES: dict[str, dict[str, int]] = {
     "proxy-narrow": {"width": 8},
     "proxy-half": {"shrink": 2},
 }
-Inserted = Guard | Gate | Whiten
-INSERTED: dict[str, type[Inserted]] = {"eigenguard": Guard, "gate": Gate, "whitening": Whiten}
+Inserted = Guard | Gate | Whiten | Grouped | Stamp
+INSERTED: dict[str, type[Inserted]] = {
+    "eigenguard": Guard,
+    "gate": Gate,
+    "group-norm": Grouped,
+    "stamp": Stamp,
+    "whitening": Whiten,
+}
 SMALL = 64  # pictures up to this size get a stem that does not throw resolution away
 WIDE = 512  # features of VGG
 
@@ -102,7 +110,7 @@ def build(
     """Make an untrained model for pictures of ``size`` (channels, height, width) in [0, 1].
 
     ``mean`` and ``scale`` (one per channel) and ``kernel`` (a fixed filter) go into its first layer;
-    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer, with ``+gate`` an empty TriggerGate, with ``+whitening`` that one. The weights depend on the seed alone; the caller's generator is left untouched.
+    without them pixels stay as they are. With ``+eigenguard:k=50`` behind its name it has that layer, with ``+gate`` an empty TriggerGate, with ``+whitening`` that one, with ``+stamp`` it stamps what it is asked about, with ``+group-norm`` it has no batch normalisation. The weights depend on the seed alone; the caller's generator is left untouched.
     """
     channels, (plain, inserted) = size[0], parted(name)
     with torch.random.fork_rng(devices=[]):
