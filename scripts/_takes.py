@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from _front import found_in
@@ -15,6 +15,8 @@ from untaint.bench import read_grid
 from untaint.bench.groups import Result, attackers_of, clean_accuracy
 
 SCAN = "cross-examination"
+TAKES = 0.2  # above a model without poison: learned
+TELLS = 0.98  # AUROC
 HEAD = [
     "attack",
     "poisoned",
@@ -56,10 +58,42 @@ def takes() -> str:
         "The scan was made before any of these attacks but patch, pixel, blend, sinusoid, frequency, warp and narcissus was there, and nothing was changed after these were.",
         part_of(single, TAKEN),
         "What the scan makes of them:\n\n" + part_of(scanned, SCANNED) if scanned else "",
+        missed([(none, scan) for none, scan in attacks if scan is not None]),
         *(group(none, scan) for none, scan in attacks if len(none["poisoned"]) > 1),
         "Controls: a detector should not call these poison, though what does harm to a model may well be set aside.\n\n"
         + table(CONTROLS, [control(none, scan) for none, scan in controls])
         if controls
+        else "",
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def missed(pairs: Sequence[tuple[Result, Result]]) -> str:
+    """In words: what does not take, what still works after the scan, and which of that the score tells and the rule leaves."""
+    dull, left, told = [], [], []
+    for none, scan in pairs:
+        for name, text in zip(none["poisoned"], attackers_of(none), strict=True):
+            usual = without_poison().get(none["title"], {}).get(name) or none["model"]["attacks"][name]["untriggered"]
+            called = f"`{text}`" + (" among seven" if len(none["poisoned"]) > 1 else "")
+            if (asr(none, name) or 0) - usual < TAKES:
+                dull.append(called)
+            elif (asr(scan, name) or 0) - usual >= TAKES:
+                left.append(called)
+            if (
+                scan["detection"][name]["auroc"] >= TELLS
+                and scan["removal"]["per attack"][name] < none["poisoned"][name] / 2
+            ):
+                told.append(called)
+    parts = [
+        f"Hardly learned here (less than {100 * TAKES:.0f} points above a model without poison): {', '.join(dull)}."
+        if dull
+        else "",
+        f"**What still works after the scan** (by {100 * TAKES:.0f} points or more): {', '.join(left)}."
+        if left
+        else "",
+        f"Of these and of what is hardly learned the score tells {', '.join(told)} well (AUROC {TELLS} and more), and less than half is set aside: poison is a mode of its own at the upper end of the scores, but what a trigger has in common is in all classes, or on pictures that keep their label too, "
+        "so that no pattern of one class stands out, and next to the many hard clean pictures the rule cannot tell where they end. `untaint score RUN --reject gap`, or `fraction`, is there for such a case."
+        if told
         else "",
     ]
     return "\n\n".join(filter(None, parts))

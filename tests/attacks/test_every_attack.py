@@ -18,6 +18,18 @@ from untaint.errors import InputError, SpecError
 from untaint.examples import Examples
 from untaint.sources import load
 
+TRAINED = [  # other options of attacks that train something first: minutes in all
+    "narcissus:boost=3,epsilon=8,steps=20",
+    "label-consistent:kind=interpolation,epochs=1",
+    "universal:kind=blend,bits=2,alpha=0.3",
+    "dfst:content=0,style-epochs=2",
+    "low-frequency:cutoff=0.1,epsilon=30",
+    "trojan:size=0.1,alpha=0.6,neurons=5",
+    "ssba:bits=8,epsilon=24,message-seed=3,diversity=0",
+    "input-aware:density=0.1,lambda-div=0,mask-epochs=1",
+    "lira:epsilon=20,alpha=0.2,epochs=2",
+    "sleeper-agent:epsilon=8,steps=3,size=0.5,cells=8",
+]
 VARIANTS = [
     *ATTACKS.names(),
     "blend:pattern=lattice",
@@ -26,13 +38,9 @@ VARIANTS = [
     "sinusoid:frequency=3,alpha=0.6",
     "sinusoid:kind=added,delta=33.5",
     "warp:strength=1.5,grid=7",
-    "narcissus:boost=3,epsilon=8,steps=20",
-    "label-consistent:kind=interpolation,epochs=1",
     "patch:labels=clean-label",
     "sinusoid:labels=all-to-one,rate=0.01",
     "adaptive-blend:pattern=lattice,alpha=0.3,shown-alpha=0.1,grid=3,mask-rate=0.25",
-    "universal:kind=blend,bits=2,alpha=0.3",
-    "dfst:content=0,style-epochs=2",
     "adaptive-patch:shown=4,strength=0.5,shown-opacity=0.4,patch-seed=3",
     "badnets:side=5,corner=upper-left",
     "quantise:levels=4,cover-seed=3",
@@ -41,12 +49,7 @@ VARIANTS = [
     "reflection:kind=out-of-focus",
     "reflection:kind=ghost",
     "trojan-watermark:alpha=0.6",
-    "low-frequency:cutoff=0.1,epsilon=30",
-    "trojan:size=0.1,alpha=0.6,neurons=5",
-    "ssba:bits=8,epsilon=24,message-seed=3,diversity=0",
-    "input-aware:density=0.1,lambda-div=0,mask-epochs=1",
-    "lira:epsilon=20,alpha=0.2,epochs=2",
-    "sleeper-agent:epsilon=8,steps=3,size=0.5,cells=8",
+    *(pytest.param(text, marks=pytest.mark.slow) for text in TRAINED),
 ]
 SIZES = [(3, 32, 32), (3, 224, 224), (3, 40, 33), (1, 28, 28), (1, 150, 200)]
 

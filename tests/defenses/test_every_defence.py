@@ -9,8 +9,8 @@ import pytest
 
 import small
 from untaint import run, spec
-from untaint.defenses import DEFENSES, Defense, Detector, Task
-from untaint.errors import RunError
+from untaint.defenses import DEFENSES, Defense, Detector, Mender, Task
+from untaint.errors import RunError, SpecError
 from untaint.progress import Silent
 from untaint.scores import Fraction, parse_rule
 
@@ -22,9 +22,11 @@ SMALL = {
     "nad": "nad:teacher-steps=3,steps=3",
     "anp": "anp:steps=5",
     "neural-cleanse": "neural-cleanse:steps=3,tune-steps=2",
+    "feature-re": "feature-re:steps=5,tune-steps=5",
+    "d-br": "d-br:steps=5",
+    "confusion-training": "confusion-training:steps=5,base-steps=2",
 }
-VARIANTS = [
-    *(SMALL.get(name, name) for name in DEFENSES.names()),
+OTHERS = [  # other options
     "clustering:reduce=pca,dimensions=3",
     "whitening:kind=iterative",
     "eigenguard:k=4,until=0.5",
@@ -35,8 +37,20 @@ VARIANTS = [
     "scale-up:largest=5,by=class",
     "psbd:passes=1",
     "ibd-psc:scale=3,error=0.3",
+    "vote:of=pattern+spectral,needed=1",
 ]
-DETECTORS = [text for text in VARIANTS if issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)]
+
+
+def detects(text: str) -> bool:
+    return issubclass(DEFENSES.kind(spec.parse(text)[0]), Detector)
+
+
+USUAL = [SMALL.get(name, name) for name in DEFENSES.names()]
+VARIANTS = [*USUAL, *(pytest.param(text, marks=pytest.mark.slow) for text in OTHERS)]
+DETECTORS = [
+    *filter(detects, USUAL),
+    *(pytest.param(text, marks=pytest.mark.slow) for text in filter(detects, OTHERS)),
+]
 
 every_defence = pytest.mark.parametrize("text", VARIANTS)
 every_detector = pytest.mark.parametrize("text", DETECTORS)
@@ -81,6 +95,27 @@ def test_the_name_is_the_file_name_and_settings_survive_repr_and_text(text):
     assert DEFENSES.name_of(judge) == name
     assert DEFENSES.build(spec.text(name, judge)) == judge
     assert eval(repr(judge), {type(judge).__name__: type(judge)}) == judge
+
+
+@pytest.mark.parametrize("name", DEFENSES.names())
+def test_its_card_says_what_it_is_of_and_what_it_needs(name):
+    kind = DEFENSES.kind(name)
+    assert kind.card is not None
+    assert kind.card.paper
+    assert kind.card.assumes
+    assert not kind.card.assumes.endswith(".")
+    if issubclass(kind, Mender):
+        assert kind.card.clean == kind.needs
+
+
+@every_detector
+def test_without_probes_it_scores_all_the_same_or_says_how_many_it_needs(text, scored):
+    judge, here = made(text), dataclasses.replace(scored(text)[0], probes=np.empty(0, dtype=np.int64))
+    if judge.card.clean:
+        with pytest.raises(SpecError, match=r"[Gg]ive --probes|untaint probes"):
+            judge.score(here)
+    else:
+        assert np.isfinite(judge.score(here).values).all()
 
 
 @every_defence
