@@ -57,19 +57,20 @@ class Clean:
         learning_rate: float,
         batch: int,
         weight_decay: float = 0.0,
+        momentum: float = MOMENTUM,
         loss: Loss | None = None,
         weights: Iterable[Tensor] | None = None,
         after: Callable[[], None] | None = None,
         what: str = "fine-tune",
     ) -> nn.Module:
-        """Take so many steps of SGD with momentum 0.9 on the model itself, and return it in eval mode.
+        """Take so many steps of SGD with ``momentum`` on the model itself, and return it in eval mode.
 
         ``loss``: of a batch, the cross-entropy if not given. ``weights``: those that change, all if not given. ``after``: is called after each step.
         Raises TrainingError when the loss is not finite in the end.
         """
         model = model.to(self.where).train()
         moved = list(model.parameters() if weights is None else weights)
-        optimizer = torch.optim.SGD(moved, lr=learning_rate, momentum=MOMENTUM, weight_decay=weight_decay)
+        optimizer = torch.optim.SGD(moved, lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
 
         def usual(images: Tensor, labels: Tensor) -> Tensor:
             return nn.functional.cross_entropy(model(images).float(), labels)
