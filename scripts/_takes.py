@@ -91,8 +91,8 @@ def missed(pairs: Sequence[tuple[Result, Result]]) -> str:
         f"**What still works after the scan** (by {100 * TAKES:.0f} points or more): {', '.join(left)}."
         if left
         else "",
-        f"Of these and of what is hardly learned the score tells {', '.join(told)} well (AUROC {TELLS} and more), and less than half is set aside: poison is a mode of its own at the upper end of the scores, but what a trigger has in common is in all classes, or on pictures that keep their label too, "
-        "so that no pattern of one class stands out, and next to the many hard clean pictures the rule cannot tell where they end. `untaint score RUN --reject gap`, or `fraction`, is there for such a case."
+        f"Of these and of what is hardly learned the score tells {', '.join(told)} well (AUROC {TELLS} and more), and less than half is set aside: poison is at the upper end of the scores, but what a trigger has in common is in all classes, or on pictures that keep their label too, "
+        "so that no pattern of one class stands out, and next to the many hard clean pictures the rule cannot tell where they end. Another rule may (`untaint score RUN --reject gap`, or `fraction`); that was not measured."
         if told
         else "",
     ]
