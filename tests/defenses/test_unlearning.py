@@ -51,7 +51,7 @@ def test_what_was_set_aside_is_forgotten_and_the_rest_is_kept(task):
     outcome = Unlearning(steps=40, learning_rate=0.02).defend(task)
     before, after = load_model(task.scratch / "undefended"), load_model(outcome.model)
     fresh, triggered = small.pictures(150, seed=9), stamped(150, 9)
-    assert accuracy(before, triggered) > 0.9
+    assert accuracy(before, triggered) > 0.8
     assert accuracy(after, triggered) < 0.1
     assert accuracy(after, fresh) > accuracy(before, fresh) - 0.1
     assert outcome.scores is None

@@ -63,6 +63,7 @@ class ConfusionTraining(Detector):
         paper="Qi, Xie, Wang, Wu, Mahloujifar and Mittal, Towards a proactive ML approach for detecting backdoor poison samples, USENIX Security 2023",
         assumes="a trigger outlives a training in which the labels of clean pictures are wrong, as nothing in them has it",
         clean=FEWEST,
+        claim="measured by others on CIFAR-10: 79 to 100 % found, with 1 to 14 % of clean pictures, and with 19 % of them where there is no poison",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0"
