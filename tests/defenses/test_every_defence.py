@@ -22,6 +22,8 @@ SMALL = {
     "nad": "nad:teacher-steps=3,steps=3",
     "anp": "anp:steps=5",
     "neural-cleanse": "neural-cleanse:steps=3,tune-steps=2",
+    "feature-re": "feature-re:steps=5,tune-steps=5",
+    "asset": "asset:steps=8",
     "d-br": "d-br:steps=5",
     "confusion-training": "confusion-training:steps=5,base-steps=2",
 }
