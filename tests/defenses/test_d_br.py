@@ -13,7 +13,7 @@ from torch import nn
 import small
 from untaint import Examples, accuracy, load_model, run
 from untaint.defenses import Task
-from untaint.defenses._sensitive import Parting, lowest, penultimate, tightened, width_of, within_classes
+from untaint.defenses._sensitive import Parting, agree, lowest, penultimate, tightened, width_of, within_classes
 from untaint.defenses.d_br import DBR
 from untaint.errors import InputError, RunError, SpecError
 from untaint.models.build import build, features_of
@@ -77,6 +77,24 @@ def test_the_lowest_are_a_share_of_all_and_half_that_of_each_label():
     order = np.arange(100)  # all of label 0 first
     assert lowest(order, labels, 0.2).tolist() == [*range(20), 80, 81]
     assert lowest(order[::-1], labels, 0.2).tolist() == [*range(72, 80), *range(80, 100)]
+
+
+def test_two_orders_agree_where_those_in_front_stay_there():
+    before = np.arange(100, dtype=np.float32)
+    before[90] = np.nan
+    after = before.copy()
+    assert agree(before, after, 0.05)
+    after[[95, 96, 97]] = -1  # of 95 to 99
+    assert agree(before, after, 0.05)
+    after[98] = -1
+    assert not agree(before, after, 0.05)
+
+
+def test_many_pictures_are_learned_gently_and_few_by_the_recipe(tmp_path):
+    here = task(tmp_path, pictures())
+    few, many = (Parting(warm_up=epochs)._recipe(here) for epochs in (2, 16))  # of 15 steps
+    assert (few.optimizer, few.learning_rate, few.epochs) == ("sgd", 0.05, 2)
+    assert many.learning_rate == pytest.approx(0.01 * 320 / 240)
 
 
 def test_features_are_those_that_are_seen_and_have_gradients():

@@ -167,7 +167,7 @@ def test_what_was_interrupted_goes_on_with_the_same_bits_and_is_not_done_again(t
         judge.defend(dataclasses.replace(whole, train=False))
     first = judge.defend(whole)
     with pytest.raises(KeyboardInterrupt):
-        judge.defend(dataclasses.replace(parts, progress=small.Stopping(17)))
+        judge.defend(dataclasses.replace(parts, progress=small.Stopping(19)))
     assert (tmp_path / "parts" / "model" / "state.json").exists(), "it was stopped where this test wants"
     second = judge.defend(parts)
     assert small.contents(first.model) == small.contents(second.model)

@@ -30,7 +30,7 @@ MOST = 2.0  # times the loss of a guess: what is that wrong is not pushed furthe
 class DBR(Parting, Defense):
     """The undefended model after steps that go down the cross-entropy of the rows taken for clean, and by turns up that of those taken for poisoned, so that both are gone through equally often.
 
-    How rows are parted, ``Parting`` says; the shares are the paper's, and so are 2 epochs on everything, and more that draw the classes together (3 in a later comparison; the paper's own 10 found no more poison in 5,000 pictures).
+    How rows are parted, ``Parting`` says.
     The paper takes 20 epochs at a rate of 1e-4, some 2,000 steps for 50,000 pictures; ``steps`` and ``learning_rate`` are fewer and larger ones, which do as much. Ours, too: poison that is as wrong as twice a guess
     is not pushed further, and clean pictures pass through beside it, so that layers that normalise do not see poison alone.
     """

@@ -38,7 +38,7 @@ class FeatureRE(Mender):
     at: str = "before-pool"
     tune_steps: int = 200
     stamped: float = 0.2
-    learning_rate: float = 0.01
+    learning_rate: float = 0.005
 
     card: ClassVar[Card | None] = Card(
         paper="Wang Z., Mei, Ding, Zhai and Ma, Rethinking the reverse-engineering of Trojan triggers, NeurIPS 2022",
