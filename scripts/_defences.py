@@ -13,11 +13,11 @@ from _front import found_in
 from _grids import PLOTS
 from _markdown import machines, percent, table
 
-from untaint.bench.checks import MOST
 from untaint.bench.groups import Group, Result, attack_success, clean_accuracy, core_minutes, grouped, mean_asr
 from untaint.defenses import DEFENSES, Detector, Mender
 from untaint.drawing import figure, save
 from untaint.listing import listing
+from untaint.scores import MOST
 
 SEVEN, ALONE = "cifar10 20,000, seven", "cifar10 10,000, "
 OWN = ("cross-examination", "pattern", "repair", "vote")

@@ -568,3 +568,12 @@ def test_triggers_are_told_in_all_that_a_scan_leaves(tmp_path, capsys):
     conclude(task, BaDLoss(), replace(scores, triggers=()), None, retrain=False)
     assert not (tmp_path / "triggers.npy").exists()
     assert "in_trigger" not in table_of(tmp_path).columns
+
+
+def test_who_sets_nearly_all_aside_is_told_to_have_found_nothing(tmp_path):
+    settings = {"out": tmp_path, "preset": preset(), "detector": "random", "retrain": False}
+    result = ut.scan(pictures(60), **settings, reject=Fraction(0.95))
+    assert len(result.rejected) == 57
+    assert "These are 95% of all: that finds nothing" in result.summary["rule"]["note"]
+    assert "finds nothing" in (tmp_path / "report.html").read_text()
+    assert "finds nothing" not in ut.score(tmp_path, reject=Fraction(0.9)).summary["rule"]["note"]

@@ -20,11 +20,12 @@ _RULE = re.compile(r"^\W*─{5,}", re.MULTILINE)  # what the parser draws below 
 _FRAME = re.compile(r"[─-╿]+")
 
 
-def option(help: str, metavar: str | None = None, name: str | None = None) -> Any:
-    """Describe an option that has a default; the default is shown unless it is None."""
+def option(help: str, metavar: str | None = None, name: str | None = None, also: str | None = None) -> Any:
+    """Describe an option that has a default; the default is shown unless it is None. ``also``: another name for it."""
     import tyro
 
-    return tyro.conf.arg(name=name, help=help, metavar=metavar, help_behavior_hint=_default)
+    aliases = [f"--{also}"] if also else None
+    return tyro.conf.arg(name=name, help=help, metavar=metavar, help_behavior_hint=_default, aliases=aliases)
 
 
 def given(help: str, metavar: str) -> Any:

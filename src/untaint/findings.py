@@ -17,7 +17,7 @@ from untaint.defenses.base import Detector, Task
 from untaint.errors import InputError
 from untaint.examples import Examples
 from untaint.report.marks import read_marks
-from untaint.scores import Group, Scores, Verdict, in_turns
+from untaint.scores import MOST, Group, Scores, Verdict, in_turns
 
 __all__ = ["left_out", "marked", "obey", "write_findings"]
 
@@ -95,7 +95,7 @@ def write_findings(
         "pixel_size": list(examples.images.shape[1:]),
         "unreadable": len(examples.unreadable),
         "detector": scores.name,
-        "rule": {"text": verdict.rule, "threshold": verdict.threshold, "note": verdict.note},
+        "rule": {"text": verdict.rule, "threshold": verdict.threshold, "note": verdict.note + _failed(rejected, own)},
         "counts": {
             "scored": int(np.isfinite(scores.values[own]).sum()),
             "rejected": len(rejected),
@@ -114,6 +114,15 @@ def write_findings(
     }
     run.write_json(out / "summary.json", whole)
     return whole
+
+
+def _failed(rejected: NDArray[np.int64], rows: NDArray[np.int64]) -> str:
+    if len(rejected) <= MOST * len(rows):
+        return ""
+    return (
+        f" These are {len(rejected) / len(rows):.0%} of all: that finds nothing, and a model without them is no better for it. "
+        "Take another rule or detector."
+    )
 
 
 def _write_triggers(task: Task, scores: Scores, rejected: NDArray[np.int64]) -> list[dict[str, Any]]:

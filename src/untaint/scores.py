@@ -24,6 +24,7 @@ from untaint._modes import two_modes
 from untaint.errors import InputError, SpecError, did_you_mean
 
 __all__ = [
+    "MOST",
     "Above",
     "FalseDiscovery",
     "Fraction",
@@ -38,6 +39,8 @@ __all__ = [
     "parse_rule",
     "rule_text",
 ]
+
+MOST = 0.9  # of all rows; who sets more aside has found nothing
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -368,7 +368,7 @@ def test_a_real_process_scans_a_table_by_names_of_columns(tmp_path: Path, photos
     table.write_text("\n".join(["where;kind;other", *entries]) + "\n")
     (tmp_path / "probes.txt").write_text("\n".join(entry.split(";")[0] for entry in entries[::2]) + "\n")
     words = ("--image-column", "where", "--label-column", "kind", "--no-retrain", "--quiet", "--json")
-    words += ("--detector", "pattern")
+    words += ("--defense", "pattern")
     run = tmp_path / "run"
     outcome = subprocess_of("scan", table, "--probes", tmp_path / "probes.txt", "--out", run, *words)
     assert outcome.returncode == 0, outcome.stderr

@@ -7,12 +7,12 @@ from statistics import fmean, median
 
 from untaint import spec
 from untaint.bench.groups import Group, attack_success, attackers, clean_accuracy, labels, mean_asr
+from untaint.scores import MOST
 
 __all__ = ["flags"]
 
 LEARNED = 0.20  # by so much must the undefended model fall for a trigger more often than the clean one
 FEW = 50  # poisoned rows
-MOST = 0.90  # share rejected
 SEEDS = 3
 APART = 0.10  # a seed so far from the median of all is odd
 

@@ -54,7 +54,8 @@ def scan(
         str, option("fast (cross-examination, small models) or paper (BaDLoss as published).", "NAME")
     ] = "fast",
     detector: Annotated[
-        str | None, option("Another detector, NAME:KEY=VALUE,...; see `untaint list defenses`.", "DETECTOR")
+        str | None,
+        option("Another detector, NAME:KEY=VALUE,...; see `untaint list defenses`.", "DETECTOR", also="defense"),
     ] = None,
     reject: Reject = None,
     keep_per_class: KeepPerClass = None,
@@ -117,7 +118,7 @@ def score(
     /,
     *,
     detector: Annotated[
-        str | None, option("The same detector with other options, NAME:KEY=VALUE,...", "DETECTOR")
+        str | None, option("The same detector with other options, NAME:KEY=VALUE,...", "DETECTOR", also="defense")
     ] = None,
     reject: Reject = None,
     keep_per_class: KeepPerClass = None,
