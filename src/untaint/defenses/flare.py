@@ -49,6 +49,7 @@ class Flare(Detector):
     card: ClassVar[Card | None] = Card(
         paper="Hou, Luo, Hua, Chen, Zhang and Li: FLARE: toward universal dataset purification against backdoor attacks, IEEE TIFS 2025",
         assumes="a trigger makes activations in some hidden layer that no clean picture makes, and most pictures are clean",
+        claim="patch and blend found whole, warp 94 %, all-to-all and random labels 99.6 % and more, with hardly a clean picture; 3 % of them where there is no poison",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=0"

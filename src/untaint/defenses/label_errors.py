@@ -35,6 +35,7 @@ class LabelErrors(Detector):
     card: ClassVar[Card | None] = Card(
         paper="Northcutt, Jiang and Chuang: Confident learning, JAIR 2021",
         assumes="poison has a wrong label, which models that did not train on it do not give",
+        claim="wrong labels found; of triggers it says nothing",
     )
     stages: ClassVar[tuple[str, ...]] = ("half-a", "half-b")
     usual_rule: ClassVar[str | None] = "above:score=1"

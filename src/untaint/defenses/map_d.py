@@ -46,6 +46,7 @@ class MapD(Detector):
     card: ClassVar[Card | None] = Card(
         paper="Siddiqui, Rajkumar, Maharaj, Krueger and Hooker: Metadata archaeology: unearthing data subsets by leveraging training dynamics, ICLR 2023",
         assumes="poison is learned as the defender's own trigger is, or as wrong labels are",
+        claim="wrong labels, copies and odd pictures told apart by how they are learned; of triggers it says nothing",
     )
     stages: ClassVar[tuple[str, ...]] = (STAGE,)
     fixed: ClassVar[tuple[str, ...]] = ("probes",)

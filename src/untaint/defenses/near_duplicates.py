@@ -46,6 +46,7 @@ class NearDuplicates(Detector):
         paper="Barz and Denzler: Do we train on test data? Purging CIFAR of near-duplicates, Journal of Imaging 2020",
         assumes="poison lies in the data as copies of a few pictures",
         rate="threshold",
+        claim="3 % of the test pictures of CIFAR-10 have near-duplicates in its training part; of triggers it says nothing",
     )
     usual_rule: ClassVar[str | None] = f"above:score={ALIKE}"
 
