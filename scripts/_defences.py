@@ -32,6 +32,21 @@ PEERS = (  # that its comparison has, as far as is known; CBD is not sure
 )
 KNOWS = {"none": "", "share": "a share goes, whatever there is", "threshold": "a constant"}
 ORDER = {"finds": 0, "trains": 1, "mends": 2}
+NO_CLAIM = ("none", "oracle", "random", "near-duplicates", "cross-examination", "pattern", "repair", "vote")
+SECOND_LOOK = {  # what was measured with the patch on 2 % of 10,000 pictures, once, when its cells were in
+    "agpd": "it ranks poison first (AUROC .975 under the patch), but no class's index reaches its limit, so that nothing is set aside. With 3 % of 5,000 pictures it did.",
+    "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: half of the masks end at 0, and the channels are most of the model. Cut off one by one, the first of them takes the patch from 85 to 14 %, at 2 points of accuracy; "
+    "by twentieths, as at first, it cut off none. With `epsilon` .2, .1 and .05 the backdoor outlived 5 points.",
+    "badloss": "what its score sees, and when: [results](results.md).",
+    "d-br": "after two epochs, as its paper has them for 50,000 pictures, the trigger on 2 % of 10,000 is not learned, and who moves furthest says nothing (AUROC .49). After as many steps as the paper's it does (.86, with 29 % of the poison among the 5 % furthest), but unlearning them leaves 82 %.",
+    "eigenguard": "[a page of its own](eigenguard.md).",
+    "fine-pruning": "as fine-tuning.",
+    "fine-tuning": "250 pictures, 2.5 %, cost this small network 7 points before the patch is forgotten; what papers report is with 5 % and networks many times as wide.",
+    "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
+    "nad": "as fine-tuning, which makes its teacher.",
+    "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
+    "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
+}
 HEADLINE = PLOTS / "defences" / "seven.svg"
 HEAD = """# Defences
 
@@ -190,9 +205,26 @@ def alone(kinds: dict[str, Any]) -> str:
         "the share of poison set aside / of clean pictures. What papers claim is for their networks and rates (mostly ResNet-18, 50,000 pictures, 5 to 10 % of them poisoned), in words where no figure is known to us. Empty cells were not run yet."
     )
     head = ["defence", "its paper's claim", *(f"`{attack}`" for attack in attacks)]
-    return "\n\n".join(
-        ["## One attacker at a time: what papers say, and what is seen here", said, table(head, [*rows, *claims])]
-    )
+    title = "## One attacker at a time: what papers say, and what is seen here"
+    return "\n\n".join(filter(None, [title, said, table(head, [*rows, *claims]), second_look(by_name)]))
+
+
+def second_look(by_name: dict[str, dict[str, Group]]) -> str:
+    """Who leaves an attack more than half of its success, and what was seen when it was looked at again."""
+    undefended = {attack: mean(group, mean_asr) for attack, group in by_name.get("none", {}).items()}
+    failing = {
+        name_of(group): None
+        for own in by_name.values()
+        for attack, group in own.items()
+        if " then " not in group.defence and mean(group, mean_asr) > undefended.get(attack, 1.0) / 2
+    }
+    seen = [f"- **{name}**: {SECOND_LOOK[name]}" for name in failing if name in SECOND_LOOK]
+    rest = [f"`{name}`" for name in failing if name not in (*SECOND_LOOK, *NO_CLAIM)]
+    if not failing:
+        return ""
+    said = "Those that leave an attack of the table more than half of its success, looked at again:"
+    more = f"Not looked at again yet: {', '.join(rest)}." if rest else ""
+    return "\n\n".join(["### A second look", said, "\n".join(seen), more]).strip()
 
 
 def from_grid(groups: Sequence[Group]) -> list[Group]:
