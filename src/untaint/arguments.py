@@ -61,6 +61,12 @@ def named(parameter: inspect.Parameter) -> str:
     return "--" + parameter.name.strip("_").replace("_", "-")
 
 
+def _also(parameter: inspect.Parameter) -> list[str]:
+    """Return the other names of a parameter's option."""
+    parts = getattr(parameter.annotation, "__metadata__", ())
+    return [name for part in parts for name in getattr(part, "aliases", None) or ()]
+
+
 def overview(commands: Mapping[str, Callable[..., int]], description: str, begin: str) -> str:
     """Return what ``untaint --help`` shows: each command with the first sentence of its docstring."""
     width = max(map(len, commands))
@@ -145,6 +151,7 @@ def _options(command: Callable[..., int]) -> list[inspect.Parameter]:
 def _refuse_unknown(name: str, command: Callable[..., int], words: Sequence[str]) -> None:
     options = _options(command)
     known = {named(p) if p.default is not True else f"--no-{named(p)[2:]}" for p in options}
+    known |= {name for p in options for name in _also(p)}
     for word in words:
         spelled = word.partition("=")[0].replace("_", "-")
         if word.startswith("--") and len(word) > 2 and spelled not in known:
