@@ -66,6 +66,6 @@ def test_43_classes_and_a_class_of_five(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_pictures_of_128_pixels(name, tmp_path):
     examples = small.pictures(45, side=128)
-    scores, model = defended(name, examples, np.arange(0, 45, 4), tmp_path)
+    scores, model = defended(name, examples, np.arange(0, 45, 2), tmp_path)
     assert answers(model, 128).shape == (2, 3)
     assert scores is None or np.isfinite(scores).all()
