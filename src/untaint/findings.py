@@ -95,7 +95,11 @@ def write_findings(
         "pixel_size": list(examples.images.shape[1:]),
         "unreadable": len(examples.unreadable),
         "detector": scores.name,
-        "rule": {"text": verdict.rule, "threshold": verdict.threshold, "note": verdict.note + _failed(rejected, own)},
+        "rule": {
+            "text": verdict.rule,
+            "threshold": verdict.threshold,
+            "note": verdict.note + _if_nearly_all(rejected, own),
+        },
         "counts": {
             "scored": int(np.isfinite(scores.values[own]).sum()),
             "rejected": len(rejected),
@@ -116,7 +120,8 @@ def write_findings(
     return whole
 
 
-def _failed(rejected: NDArray[np.int64], rows: NDArray[np.int64]) -> str:
+def _if_nearly_all(rejected: NDArray[np.int64], rows: NDArray[np.int64]) -> str:
+    """Return a warning where nearly all is set aside, and nothing else."""
     if len(rejected) <= MOST * len(rows):
         return ""
     return (

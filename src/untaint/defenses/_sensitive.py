@@ -22,11 +22,9 @@ from untaint.training.tuning import Clean
 __all__ = ["STAGE", "Parted", "Parting", "agree", "lowest", "penultimate", "tightened", "width_of", "within_classes"]
 
 STAGE = "sensitive"  # folder of the model that rows are parted by
-GENTLE, STEPS, FEWEST = (
-    0.01,
-    320,
-    150,
-)  # rate of the epochs before; more in fewer steps than 320; with fewer than 150 they are the recipe's own
+GENTLE = 0.01  # rate of the epochs before
+STEPS = 320  # in fewer steps the rate is higher
+FEWEST = 150  # steps; with fewer the recipe is that of the model in the end
 LEARNING_RATE, BATCH = 0.01, 125  # of the epochs that draw classes together
 STAY, FAR = 0.4, 0.2  # of those that moved furthest before, as many are among the furthest fifth after it
 START = 7.0  # what the first batch's distance within classes counts for, however large a network's features are
