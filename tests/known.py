@@ -12,7 +12,6 @@ import small
 from untaint import Examples
 from untaint.defenses import Task
 from untaint.progress import Progress, Silent
-from untaint.scores import Fraction
 
 CLASSES, SIDE = 4, 8
 
@@ -77,16 +76,7 @@ def task(
     progress: Progress | None = None,
     seed: int = 0,
 ) -> Known:
-    here = Known(
-        examples=examples,
-        probes=np.array(probes, dtype=np.int64),
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=seed,
-        progress=progress or Silent(),
-        where=torch.device("cpu"),
-    )
+    here = small.task(scratch, examples, probes, kind=Known, seed=seed, progress=progress or Silent())
     object.__setattr__(here, "network", network or Backdoored())
     object.__setattr__(here, "loaded", 0)
     return here

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
 from torch import nn
 
 from untaint import Examples, Recipe
+from untaint.defenses import Task
 from untaint.progress import Silent
 from untaint.recipe import Preset
+from untaint.scores import Fraction
 
 RECIPE = Recipe(epochs=3, batch=16, learning_rate=0.05, precision="float32")
 
@@ -30,6 +32,14 @@ def preset(detector: str = "cross-examination", reject: str = "fraction:share=0.
     recipe = replace(RECIPE, **changes)
     augmented = replace(recipe, augment="crop-flip")
     return Preset(name="small", detector=detector, reject=reject, watch=recipe, witness=augmented, retrain=augmented)
+
+
+def task(scratch, examples: Examples, probes=(), *, kind: type[Task] = Task, **changes: object) -> Task:
+    """The task that a defence is given; ``changes`` are of its fields, or of the recipe."""
+    of_task = {name: changes.pop(name) for name in {field.name for field in fields(kind)} & set(changes)}
+    settled = {"preset": preset(**changes), "rule": Fraction(0.1), "seed": 0, "progress": Silent()}
+    probes = np.array(probes, dtype=np.int64)
+    return kind(examples=examples, probes=probes, scratch=scratch, **{**settled, **of_task})
 
 
 class WithDropout(nn.Module):

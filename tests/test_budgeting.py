@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import small
 import untaint as ut
 from small import pictures, preset
 from untaint import run, spec
@@ -25,9 +26,8 @@ def slow(monkeypatch):
     monkeypatch.setattr(Task, "trial", lambda task: TRIAL)
 
 
-def task(scratch, told=None) -> Task:
-    settled = {"preset": preset(epochs=2), "seed": 0, "progress": told or Silent(), "rule": FalseDiscovery(0.1)}
-    return Task(examples=pictures(90), probes=PROBES, scratch=scratch, **settled)
+def task(scratch, told=None):
+    return small.task(scratch, pictures(90), PROBES, epochs=2, progress=told or Silent(), rule=FalseDiscovery(0.1))
 
 
 def minutes(here: Task, retrain: bool) -> list[float]:

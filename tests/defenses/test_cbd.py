@@ -11,11 +11,8 @@ from torch import nn
 
 import small
 from untaint import accuracy, load_model
-from untaint.defenses import Task
 from untaint.defenses.cbd import CBD, Critic, Deconfounding, seen_by_head, weights
 from untaint.errors import InputError, RunError, SpecError
-from untaint.progress import Silent
-from untaint.scores import Fraction
 from untaint.training.loop import fit
 from untaint.training.objective import Batch
 
@@ -37,17 +34,8 @@ class Trigger(nn.Module):
         return self.head(((torch.relu(self.seen(images)) - 0.6) * 2.5).clamp(0, 1).flatten(1))
 
 
-def task(scratch, *, train=True, **changes):
-    return Task(
-        examples=small.pictures(120),
-        probes=np.arange(0, 120, 4),
-        preset=small.preset(**changes),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        train=train,
-    )
+def task(scratch, **changes):
+    return small.task(scratch, small.pictures(120), np.arange(0, 120, 4), **changes)
 
 
 def poisoned():

@@ -11,27 +11,15 @@ from torch import nn
 
 import small
 from untaint import load_model
-from untaint.defenses import Task
 from untaint.defenses.collider import STAGE, Collider, Core, core_of, dimensionality, distances
 from untaint.errors import InputError, SpecError
-from untaint.progress import Silent
-from untaint.scores import Fraction
 from untaint.training.loop import fit
 
 GENERATOR = np.random.default_rng(0)
 
 
 def task(scratch, examples=None, **changes):
-    return Task(
-        examples=small.pictures(120) if examples is None else examples,
-        probes=np.empty(0, dtype=np.int64),
-        preset=small.preset(**changes),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        where=torch.device("cpu"),
-    )
+    return small.task(scratch, small.pictures(120) if examples is None else examples, **changes)
 
 
 def test_distances_are_those_of_the_outer_products():

@@ -20,9 +20,8 @@ from untaint.defenses.oracle import Oracle
 from untaint.defenses.random import Random
 from untaint.defenses.spectral import Spectral, spectral_scores
 from untaint.errors import SpecError
-from untaint.progress import Silent
 from untaint.scanning import detector_of
-from untaint.scores import Fraction, parse_rule
+from untaint.scores import parse_rule
 
 
 class Known(Task):
@@ -36,15 +35,7 @@ class Known(Task):
 
 def task(scratch, examples=None, seen=None, seed=0) -> Task:
     examples = small.pictures(300) if examples is None else examples
-    here = Known(
-        examples=examples,
-        probes=examples.rows[:30],
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=seed,
-        progress=Silent(),
-    )
+    here = small.task(scratch, examples, examples.rows[:30], kind=Known, seed=seed)
     object.__setattr__(here, "seen", seen)
     return here
 

@@ -15,8 +15,7 @@ from untaint import Examples
 from untaint.defenses import Task
 from untaint.defenses.clustering import two_clusters
 from untaint.defenses.contamination import Contamination, beyond_others, likelihood_ratio, within_classes
-from untaint.progress import Silent
-from untaint.scores import Fraction, parse_rule
+from untaint.scores import parse_rule
 
 LABELS = np.arange(900) % 6
 POISONED = np.flatnonzero(LABELS == 2)[::8]
@@ -33,15 +32,7 @@ class Known(Task):
 
 def task(scratch, seen, probes=(), labels=LABELS) -> Task:
     examples = Examples.of(np.zeros((len(labels), 3, 2, 2), np.uint8), labels)
-    here = Known(
-        examples=examples,
-        probes=np.array(probes, dtype=np.int64),
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-    )
+    here = small.task(scratch, examples, probes, kind=Known)
     object.__setattr__(here, "seen", seen.astype(np.float32))
     return here
 

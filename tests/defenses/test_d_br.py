@@ -12,13 +12,10 @@ from torch import nn
 
 import small
 from untaint import Examples, accuracy, load_model, run
-from untaint.defenses import Task
 from untaint.defenses._sensitive import Parting, agree, lowest, penultimate, tightened, width_of, within_classes
 from untaint.defenses.d_br import DBR
 from untaint.errors import InputError, RunError, SpecError
 from untaint.models.build import build, features_of
-from untaint.progress import Silent
-from untaint.scores import Fraction
 
 POISONED = np.flatnonzero(np.arange(240) % 3)[::7]  # of classes 1 and 2 by turns
 
@@ -42,17 +39,8 @@ def attacked(count=150, seed=9) -> Examples:
     return pictures(count, seed, triggered=others).take(others)
 
 
-def task(scratch, examples, probes=(), **changes) -> Task:
-    return Task(
-        examples=examples,
-        probes=np.array(probes, dtype=np.int64),
-        preset=small.preset(epochs=8, **changes),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        where=torch.device("cpu"),
-    )
+def task(scratch, examples, probes=(), **changes):
+    return small.task(scratch, examples, probes, **{"epochs": 8, **changes})
 
 
 @pytest.fixture(scope="module")

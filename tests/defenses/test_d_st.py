@@ -11,13 +11,10 @@ from torch import nn
 
 import small
 from untaint import Examples, accuracy, load_model, rng, run
-from untaint.defenses import Task
 from untaint.defenses._sensitive import Parted
 from untaint.defenses.d_st import DST, HalfTold, contrast, recoloured, surprise
 from untaint.errors import RunError, SpecError
 from untaint.models.build import build
-from untaint.progress import Silent
-from untaint.scores import Fraction
 from untaint.training.objective import Batch
 
 POISONED = np.flatnonzero(np.arange(240) % 3)[::7]  # of classes 1 and 2 by turns
@@ -34,19 +31,6 @@ def pictures(count=240, seed=0, *, triggered=()) -> Examples:
     images[triggered, :, :3, :3] = 255
     labels[triggered] = 0
     return Examples.of(images.astype(np.uint8), labels, class_names=["square", "bar", "post"])
-
-
-def task(scratch, examples, **changes) -> Task:
-    return Task(
-        examples=examples,
-        probes=np.array([], dtype=np.int64),
-        preset=small.preset(**changes),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        where=torch.device("cpu"),
-    )
 
 
 def test_contrast_is_the_mean_log_share_of_those_alike():
@@ -147,7 +131,7 @@ def test_the_loss_is_contrast_and_the_mixed_cross_entropy():
 
 
 def test_no_backdoor_is_learned(tmp_path):
-    here = task(tmp_path, pictures(triggered=POISONED), epochs=8)
+    here = small.task(tmp_path, pictures(triggered=POISONED), epochs=8)
     outcome = DST(warm_up=4, shift=0.0).defend(here)
     others = np.flatnonzero(np.arange(150) % 3)
     model = load_model(outcome.model)
@@ -161,7 +145,10 @@ def test_no_backdoor_is_learned(tmp_path):
 
 
 def test_what_was_interrupted_goes_on_with_the_same_bits_and_is_not_done_again(tmp_path):
-    whole, parts = task(tmp_path / "whole", small.pictures(60)), task(tmp_path / "parts", small.pictures(60))
+    whole, parts = (
+        small.task(tmp_path / "whole", small.pictures(60)),
+        small.task(tmp_path / "parts", small.pictures(60)),
+    )
     judge = DST(epochs=2)
     with pytest.raises(RunError, match="has no finished sensitive"):
         judge.defend(dataclasses.replace(whole, train=False))

@@ -9,9 +9,8 @@ import pytest
 
 import small
 from untaint import run, spec
-from untaint.defenses import DEFENSES, Defense, Detector, Mender, Task
+from untaint.defenses import DEFENSES, Defense, Detector, Mender
 from untaint.errors import RunError, SpecError
-from untaint.progress import Silent
 from untaint.scores import Fraction, parse_rule
 
 POISONED = np.arange(5, 60, 10)
@@ -62,17 +61,8 @@ def made(text: str) -> Defense:
     return judge.told(POISONED) if hasattr(judge, "told") else judge
 
 
-def task(scratch, *, train: bool = True, **changes) -> Task:
-    return Task(
-        examples=small.pictures(120),
-        probes=np.arange(0, 120, 4),
-        preset=small.preset(**changes),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        train=train,
-    )
+def task(scratch, **changes):
+    return small.task(scratch, small.pictures(120), np.arange(0, 120, 4), **changes)
 
 
 @pytest.fixture(scope="module")

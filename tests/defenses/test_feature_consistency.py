@@ -9,23 +9,8 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 import small
-from untaint.defenses import Task
 from untaint.defenses.feature_consistency import FeatureConsistency, moved, turned
 from untaint.errors import InputError, SpecError
-from untaint.progress import Silent
-from untaint.scores import Fraction
-
-
-def task(scratch, examples) -> Task:
-    return Task(
-        examples=examples,
-        probes=np.array([], dtype=np.int64),
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-    )
 
 
 def test_pixels_are_turned_and_moved():
@@ -50,12 +35,12 @@ class Sees(nn.Module):
 
 def test_scores_are_squared_distances_of_features(tmp_path):
     examples = small.pictures(30).take(np.arange(5, 30))
-    found = moved(Sees(), task(tmp_path, examples), 0.0)
+    found = moved(Sees(), small.task(tmp_path, examples), 0.0)
     halves = examples.images[:, :, :4].mean(axis=(1, 2, 3)) / 255, examples.images[:, :, 4:].mean(axis=(1, 2, 3)) / 255
     assert found[5:] == pytest.approx(2 * (halves[0] - halves[1])[5:] ** 2, rel=1e-3)
     assert np.isnan(found[:5]).all()
     with pytest.raises(InputError, match="no linear layer"):
-        moved(nn.Flatten(), task(tmp_path, examples), 0.0)
+        moved(nn.Flatten(), small.task(tmp_path, examples), 0.0)
 
 
 def test_a_trigger_that_is_moved_is_none(tmp_path):
@@ -67,7 +52,7 @@ def test_a_trigger_that_is_moved_is_none(tmp_path):
     poisoned = np.flatnonzero(labels)[::8]
     images[poisoned, :, :3, :3] = 255
     labels[poisoned] = 0
-    values = FeatureConsistency(epochs=4).score(task(tmp_path, type(clean).of(images, labels))).values
+    values = FeatureConsistency(epochs=4).score(small.task(tmp_path, type(clean).of(images, labels))).values
     assert roc_auc_score(np.isin(np.arange(360), poisoned), values) > 0.8
 
 

@@ -10,27 +10,12 @@ from sklearn.metrics import roc_auc_score
 
 import small
 from untaint import Examples, Recipe
-from untaint.defenses import Task
 from untaint.defenses.isolation import Isolation
 from untaint.errors import SpecError
-from untaint.progress import Silent
-from untaint.scores import Fraction
 from untaint.training.loop import Watch, fit
 from untaint.trajectories import Trajectories
 
 POISONED = np.arange(1, 300, 12)
-
-
-def task(scratch, examples) -> Task:
-    return Task(
-        examples=examples,
-        probes=np.array([], dtype=np.int64),
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-    )
 
 
 def noisy(poisoned=POISONED) -> Examples:
@@ -67,7 +52,7 @@ def test_recipes_without_a_floor_are_told_as_before():
 
 
 def test_what_is_learned_although_training_is_held_up_is_the_trigger(tmp_path):
-    scores = Isolation(epochs=6).score(task(tmp_path, noisy()))
+    scores = Isolation(epochs=6).score(small.task(tmp_path, noisy()))
     assert roc_auc_score(np.isin(np.arange(300), POISONED), scores.values) > 0.8
     recorded = Trajectories(tmp_path / "isolating" / "trajectories").read("ce")
     assert recorded.shape == (300, 1), "the last epoch alone"

@@ -12,12 +12,10 @@ from torch import nn
 
 import small
 from untaint import Examples, accuracy, load_model, run
-from untaint.defenses import Task
 from untaint.defenses._excited import Layer, compromised, excited, positions, split, units_of
 from untaint.defenses.linear_reset import LinearReset, begun_anew, suspicion
 from untaint.errors import InputError, RunError, SpecError
 from untaint.progress import Silent
-from untaint.scores import Fraction
 
 COUNT, SIDE = 360, 12
 POISONED = np.flatnonzero(np.arange(COUNT) % 3)[::6]  # of classes 1 and 2 by turns; a fourth of class 0 then
@@ -37,17 +35,8 @@ def pictures(count=COUNT, seed=0, *, triggered=()) -> Examples:
     return Examples.of(images.clip(0, 255).astype(np.uint8), labels)
 
 
-def task(scratch, examples, probes=(), **changes) -> Task:
-    return Task(
-        examples=examples,
-        probes=np.array(probes, dtype=np.int64),
-        preset=small.preset(**{"epochs": 8, **changes}),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=0,
-        progress=Silent(),
-        where=torch.device("cpu"),
-    )
+def task(scratch, examples, probes=(), **changes):
+    return small.task(scratch, examples, probes, **{"epochs": 8, **changes})
 
 
 def test_groups_are_those_between_which_most_of_the_variance_is():

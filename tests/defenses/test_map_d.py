@@ -12,20 +12,13 @@ import known
 import small
 from untaint import Examples, Recorder, load, rng, samples
 from untaint.attacks import ATTACKS
-from untaint.defenses import Task
 from untaint.defenses.map_d import MapD, _Joined, shares, triggered
 from untaint.errors import InputError, SpecError
 from untaint.poisoning import poison
-from untaint.progress import Silent
 from untaint.recipe import preset
-from untaint.scores import Fraction, parse_rule
+from untaint.scores import parse_rule
 from untaint.training.pixels import PixelStore
 from untaint.trajectories import Trajectories
-
-
-def task(scratch, examples: Examples, probes, **changes) -> Task:
-    options = {"preset": small.preset(), "rule": Fraction(0.1), "seed": 0, "progress": Silent(), **changes}
-    return Task(examples=examples, probes=np.array(probes, dtype=np.int64), scratch=scratch, **options)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +86,7 @@ def test_pictures_behind_others_are_read_as_one_array():
 
 def test_what_the_defender_tampers_with(tmp_path):
     examples = small.pictures(300)
-    here = task(tmp_path, examples.without(np.arange(250, 300)), np.arange(0, 200, 5))
+    here = small.task(tmp_path, examples.without(np.arange(250, 300)), np.arange(0, 200, 5))
     (clean, stamped, wrong), watched = MapD(probes=20)._tampered(here)
     assert len(clean) == len(stamped) == len(wrong) == 20
     assert np.isin(clean, here.probes).all()
@@ -114,7 +107,7 @@ def test_what_the_defender_tampers_with(tmp_path):
 
 @pytest.mark.parametrize(("probes", "rows", "count"), [(250, 60, 6), (4, 60, 4), (250, 8, 1)])
 def test_there_are_no_more_of_each_kind_than_a_tenth_of_the_rows(probes, rows, count, tmp_path):
-    here = task(tmp_path, small.pictures(rows), [])
+    here = small.task(tmp_path, small.pictures(rows), [])
     kinds, _ = MapD(probes=probes)._tampered(here)
     assert [len(kind) for kind in kinds] == [count] * 3
     assert MapD(probes=probes).work(here) == [("watcher-probed", 3 * (rows + 2 * count), 3 * (rows + 2 * count))]
@@ -141,7 +134,7 @@ def test_wrong_labels_are_learned_as_those_that_the_defender_made_wrong(tmp_path
     wrong = np.arange(3, 400, 25)
     examples.labels[wrong] = (examples.labels[wrong] + 1) % known.CLASSES
     probes = np.setdiff1d(np.arange(0, 400, 7), wrong)
-    here = task(tmp_path, examples, probes, preset=small.preset(epochs=6))
+    here = small.task(tmp_path, examples, probes, preset=small.preset(epochs=6))
     judge = MapD(probes=40)
     scores = judge.score(here)
     clean = np.setdiff1d(np.arange(400), np.r_[wrong, probes])
@@ -161,7 +154,7 @@ def test_a_patch_in_photos_is_learned_as_the_defenders_patch_is(tmp_path):
     clean = load(samples.path())
     probes = rng.choose(0, "probes", clean.rows, 250)
     examples, ledger = poison(clean, [ATTACKS.build("patch:rate=0.05")], seed=0, spare=probes)
-    found = MapD().score(task(tmp_path, examples, probes, preset=preset("fast").changed(precision="float32")))
+    found = MapD().score(small.task(tmp_path, examples, probes, preset=preset("fast").changed(precision="float32")))
     poisoned, others = ledger.poisoned(), np.setdiff1d(ledger.clean(), probes)
     assert (found.parts["trigger"][poisoned] > 0.5).mean() > 0.7
     assert (found.parts["trigger"][others] > 0.5).mean() < 0.05
@@ -169,7 +162,7 @@ def test_a_patch_in_photos_is_learned_as_the_defenders_patch_is(tmp_path):
 
 
 def test_its_watcher_is_not_put_where_others_would_take_it_for_theirs(tmp_path):
-    here = task(tmp_path / "run", small.pictures(60), np.arange(0, 60, 4), store=tmp_path / "store")
+    here = small.task(tmp_path / "run", small.pictures(60), np.arange(0, 60, 4), store=tmp_path / "store")
     MapD().score(here)
     assert (here.scratch / "watcher-probed" / "model.safetensors").exists()
     assert not (here.scratch / "watcher-probed").is_symlink()
@@ -179,7 +172,7 @@ def test_its_watcher_is_not_put_where_others_would_take_it_for_theirs(tmp_path):
 def test_one_class_has_no_wrong_labels(tmp_path):
     examples = Examples.of(small.pictures(30).images, np.zeros(30))
     with pytest.raises(InputError, match="one class"):
-        MapD().score(task(tmp_path, examples, []))
+        MapD().score(small.task(tmp_path, examples, []))
 
 
 @pytest.mark.parametrize("options", [{"probes": 0}, {"k": 0}, {"sought": "poison"}])

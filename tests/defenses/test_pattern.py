@@ -16,7 +16,7 @@ import small
 import untaint as ut
 from untaint import samples
 from untaint.attacks import ATTACKS
-from untaint.defenses import Task, _pattern
+from untaint.defenses import _pattern
 from untaint.defenses._pattern import Pixels, SharedPattern, _Class, patterns
 from untaint.defenses._recovered import alone_in
 from untaint.defenses._tails import NEAR, directions_of, measured, once_each, sides_of, tail
@@ -24,23 +24,9 @@ from untaint.defenses.pattern import Pattern
 from untaint.errors import SpecError
 from untaint.examples import Examples
 from untaint.poisoning import poison
-from untaint.progress import Silent
-from untaint.scores import Fraction
 
 CPU = torch.device("cpu")
 DEVIATIONS = st.floats(-12, 12, width=32).map(lambda value: round(value, 2))
-
-
-def task(scratch, examples, probes, seed=0) -> Task:
-    return Task(
-        examples=examples,
-        probes=probes,
-        preset=small.preset(),
-        rule=Fraction(0.1),
-        scratch=scratch,
-        seed=seed,
-        progress=Silent(),
-    )
 
 
 def noisy(count=600, side=8, classes=3, seed=0):
@@ -132,7 +118,7 @@ def test_a_class_of_many_is_the_same_whether_its_tables_are_kept_or_made_anew(tm
         read = []
         monkeypatch.setattr(_pattern, "KEPT", kept)
         monkeypatch.setattr(Pixels, "read", lambda self, rows, read=read: read.append(len(rows)) or real(self, rows))
-        here = task(tmp_path, examples, np.arange(300, 420))
+        here = small.task(tmp_path, examples, np.arange(300, 420))
         (found,) = patterns(here, [here.probes])
         parts = [*found.figures.values(), *(pattern.change.ravel() for pattern in found.patterns)]
         seen[kept] = np.concatenate(parts), sum(read)
@@ -144,7 +130,7 @@ def test_a_class_of_many_is_the_same_whether_its_tables_are_kept_or_made_anew(tm
 def test_chance_alone_makes_no_strong_pattern(tmp_path):
     images, labels = noisy(1_500)
     examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
-    here = task(tmp_path, examples, np.arange(300, 420))
+    here = small.task(tmp_path, examples, np.arange(300, 420))
     (found,) = patterns(here, [here.probes])
     assert all(pattern.excess < 2.3 for pattern in found.patterns)
     assert (found.figures["excess"] > 2.3).mean() < 0.001
@@ -154,7 +140,7 @@ def test_a_pattern_is_told_once_with_all_who_have_it(tmp_path):
     images, labels = noisy(1_500)
     poisoned = np.arange(0, 240, 3)
     examples = Examples.of(striped(images, poisoned), labels)
-    here = task(tmp_path, examples, np.arange(600, 720))
+    here = small.task(tmp_path, examples, np.arange(600, 720))
     (found,) = patterns(here, [here.probes])
     strong = [pattern for pattern in found.patterns if pattern.excess > 2.5]
     assert len(strong) == 1
@@ -227,7 +213,7 @@ def test_faint_stripes_on_a_third_of_a_class_are_found_and_nothing_else(tmp_path
     poisoned = np.arange(0, 180, 3)
     examples = Examples.of(striped(images, poisoned), labels)
     probes = np.arange(300, 420)
-    found = Pattern().score(task(tmp_path, examples, probes))
+    found = Pattern().score(small.task(tmp_path, examples, probes))
     clean = np.setdiff1d(examples.rows, poisoned)
     assert (found.values[poisoned] > 2.3).mean() > 0.95
     assert (found.values[clean] > 2.3).mean() < 0.02
@@ -239,7 +225,7 @@ def test_poison_may_be_most_of_a_class_if_its_probes_are_clean(tmp_path):
     images, labels = noisy()
     poisoned = np.arange(0, 420, 3)  # 140 of the 200 of class 0
     examples = Examples.of(striped(images, poisoned), labels)
-    found = Pattern().score(task(tmp_path, examples, np.arange(480, 600))).values
+    found = Pattern().score(small.task(tmp_path, examples, np.arange(480, 600))).values
     clean = np.setdiff1d(examples.rows, poisoned)
     assert (found[poisoned] > 2.3).mean() > 0.95
     assert (found[clean] > 2.3).mean() < 0.02
@@ -250,7 +236,7 @@ def test_where_poison_is_most_of_a_class_other_classes_say_which_part_is_natural
     images, labels = noisy()
     poisoned = np.arange(0, 3 * poison, 3)  # of the 200 of class 0
     examples = Examples.of(striped(images, poisoned), labels)
-    (found,) = patterns(task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
+    (found,) = patterns(small.task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
     strong = [own for own in found.patterns if own.excess > 2.5]
     assert len(strong) == 1
     assert strong[0].most or poison == 90
@@ -315,7 +301,7 @@ def test_what_a_class_has_more_or_less_of_lies_the_other_way_from_the_rest_than_
         images[::3] += faint * np.where(np.arange(images.shape[-1]) % 2, 1, -1)
         some = np.arange(0, 180, 3)
         examples = Examples.of(striped(images, some), labels)
-        (found,) = patterns(task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
+        (found,) = patterns(small.task(tmp_path, examples, np.arange(0)), [np.empty(0, np.int64)])
         strongest = max((own for own in found.patterns if not own.most), key=lambda own: own.excess)
         assert np.isin(strongest.rows, some).mean() > 0.95
         assert bool(strongest.home > -0.1) is expected
@@ -329,11 +315,11 @@ def test_classes_of_few_pictures_and_other_rows_have_no_patterns(tmp_path):
     images, labels = noisy(130)
     labels = np.where(np.arange(130) < 19, 1, 0)
     examples = Examples.of(images.clip(0, 255).astype(np.uint8), labels)
-    found = Pattern().score(task(tmp_path, examples, np.arange(20, 60)))
+    found = Pattern().score(small.task(tmp_path, examples, np.arange(20, 60)))
     assert (found.values[:19] == 0).all()
     assert Pattern().explain(found, np.arange(1)) == ["no pattern stands out"]
     part = examples.without(np.arange(100, 130))
-    assert np.isnan(Pattern().score(task(tmp_path, part, np.arange(20, 60))).values[100:]).all()
+    assert np.isnan(Pattern().score(small.task(tmp_path, part, np.arange(20, 60))).values[100:]).all()
 
 
 @pytest.mark.parametrize("probes", [0, 1, 8])
@@ -341,21 +327,21 @@ def test_few_probes_or_none_are_enough(tmp_path, probes):
     images, labels = noisy()
     poisoned = np.arange(0, 120, 3)
     examples = Examples.of(striped(images, poisoned), labels)
-    found = Pattern().score(task(tmp_path, examples, np.arange(300, 300 + probes))).values
+    found = Pattern().score(small.task(tmp_path, examples, np.arange(300, 300 + probes))).values
     assert (found[poisoned] > 2.3).mean() > 0.95
     assert (np.delete(found, poisoned) > 2.3).mean() < 0.02
 
 
 def test_a_class_alone_can_be_compared_with_nobody(tmp_path):
     examples = Examples.of(striped(noisy()[0], np.arange(100)), np.zeros(600, dtype=np.int64))
-    assert np.isfinite(Pattern().score(task(tmp_path, examples, np.arange(300, 400))).values).all()
+    assert np.isfinite(Pattern().score(small.task(tmp_path, examples, np.arange(300, 400))).values).all()
 
 
 def test_alike_pictures_and_blank_ones_raise_nothing(tmp_path):
     alike = np.repeat(noisy(1)[0], 90, axis=0).clip(0, 255).astype(np.uint8)
     for images in (alike, np.zeros_like(alike)):
         examples = Examples.of(images, np.arange(90) % 3)
-        values = Pattern().score(task(tmp_path, examples, np.arange(10))).values
+        values = Pattern().score(small.task(tmp_path, examples, np.arange(10))).values
         assert np.isfinite(values).all()
         assert (values < 1).all()
 
@@ -373,10 +359,10 @@ def test_a_class_too_large_to_be_looked_at_whole_is_scored_whole(tmp_path, monke
     images, labels = noisy(900)
     poisoned = np.arange(0, 300, 3)
     examples = Examples.of(striped(images, poisoned), labels)
-    whole = Pattern().score(task(tmp_path, examples, np.arange(600, 900))).values
+    whole = Pattern().score(small.task(tmp_path, examples, np.arange(600, 900))).values
     for name, count in (("MOST", 150), ("BLOCK", 64), ("OTHERS", 250)):
         monkeypatch.setattr(f"untaint.defenses._pattern.{name}", count)
-    part = Pattern().score(task(tmp_path, examples, np.arange(600, 900))).values
+    part = Pattern().score(small.task(tmp_path, examples, np.arange(600, 900))).values
     for values in (whole, part):
         assert (values[poisoned] > 2.3).mean() > 0.9
         assert (np.delete(values, poisoned) > 2.3).mean() < 0.02
@@ -401,7 +387,7 @@ def test_several_attacks_on_real_pictures_are_found_without_a_model(tmp_path):
         )
     ]
     poisoned, ledger = poison(photos, attacks, seed=0)
-    found = Pattern().score(task(tmp_path, poisoned, ledger.clean()[:: len(ledger.clean()) // 250])).values
+    found = Pattern().score(small.task(tmp_path, poisoned, ledger.clean()[:: len(ledger.clean()) // 250])).values
     limit = np.quantile(found[ledger.clean()], 0.99)
     for number in range(len(attacks)):
         assert (found[ledger.poisoned(number)] > limit).mean() > 0.8, attacks[number]

@@ -32,8 +32,6 @@ from untaint.defenses._recovered import (
 from untaint.errors import RunError
 from untaint.examples import Examples
 from untaint.poisoning import poison
-from untaint.progress import Silent
-from untaint.scores import Fraction
 from untaint.sources import load
 
 SIDE = 8
@@ -66,9 +64,8 @@ def pictures(count=600, poisoned=(), seed=0) -> Examples:
     return Examples.of(images.clip(0, 255).astype(np.uint8), np.arange(count) % 3)
 
 
-def task(scratch, examples, **changes) -> Task:
-    settled = {"probes": np.arange(500, 600), "rule": Fraction(0.1), "seed": 0, "progress": Silent()}
-    return Task(examples=examples, preset=small.preset(), scratch=scratch, **{**settled, **changes})
+def task(scratch, examples, **changes):
+    return small.task(scratch, examples, **{"probes": np.arange(500, 600), **changes})
 
 
 def one(label=0, rows=(1, 2, 3), excess=3.0, change=None, many=0.0, **changes) -> Recovered:

@@ -9,11 +9,8 @@ import pytest
 
 import small
 from untaint import accuracy, load_model
-from untaint.defenses import Task
 from untaint.defenses.unlearning import Unlearning
 from untaint.errors import SpecError
-from untaint.progress import Silent
-from untaint.scores import Fraction
 
 STAMP = np.array([[255, 0], [0, 255]], np.uint8)
 
@@ -34,17 +31,8 @@ def task(tmp_path):
     poisoned = np.flatnonzero(clean.labels)[::6]
     images, labels = clean.images.copy(), clean.labels.copy()
     images[poisoned], labels[poisoned] = dirty.images[poisoned], 0
-    examples = type(clean).of(images, labels)
-    return Task(
-        examples=examples.without(poisoned),
-        set_aside=poisoned,
-        probes=np.array([], dtype=np.int64),
-        preset=small.preset(epochs=12),
-        rule=Fraction(0.1),
-        scratch=tmp_path,
-        seed=0,
-        progress=Silent(),
-    )
+    left = type(clean).of(images, labels).without(poisoned)
+    return small.task(tmp_path, left, set_aside=poisoned, epochs=12)
 
 
 def test_what_was_set_aside_is_forgotten_and_the_rest_is_kept(task):
