@@ -37,7 +37,11 @@ def one_at_a_time(here, row: int, options: CognitiveDistillation) -> float:
             for y in range(8 - down)
             for x in range(7 + down)
         )
-        apart = (network(picture * mask + filled) - logits).abs().mean()
+        given = network(picture * mask + filled)
+        if options.keep == "logits":
+            apart = (given - logits).abs().mean()
+        else:
+            apart = (given.softmax(1) - logits.softmax(1)).abs().sum()
         loss = apart + options.gamma * 16 * mask.sum() + options.beta * rough / 64  # 8x8 is a sixteenth of 32x32
         (gradient,) = torch.autograd.grad(loss, weights)
         first, second = 0.1 * first + 0.9 * gradient, 0.1 * second + 0.9 * gradient**2
@@ -46,17 +50,19 @@ def one_at_a_time(here, row: int, options: CognitiveDistillation) -> float:
     return float(((torch.tanh(weights.detach()) + 1) / 2).mean())
 
 
-def test_masks_are_those_of_the_formula(tmp_path):
+@pytest.mark.parametrize("keep", ["probabilities", "logits"])
+def test_masks_are_those_of_the_formula(tmp_path, keep):
     here = known.task(tmp_path, known.pictures(40, np.array([5])), np.arange(10))
-    options = CognitiveDistillation(steps=6, gamma=0.002, beta=10.0)
+    options = CognitiveDistillation(steps=6, gamma=0.002, beta=10.0, keep=keep)
     found = mask_norms(here, options)
     for row in (0, 5, 17):
         assert found[row] == pytest.approx(one_at_a_time(here, row, options), abs=2e-3)
 
 
-def test_a_trigger_in_a_corner_needs_a_smaller_mask_than_what_a_picture_shows(tmp_path):
+@pytest.mark.parametrize("keep", ["probabilities", "logits"])
+def test_a_trigger_in_a_corner_needs_a_smaller_mask_than_what_a_picture_shows(tmp_path, keep):
     here = known.task(tmp_path, known.pictures(poisoned=POISONED), PROBES)
-    judge = CognitiveDistillation(steps=60, beta=1.0, gamma=0.0005)
+    judge = CognitiveDistillation(steps=60, beta=1.0, gamma=0.0005, keep=keep)
     scores = judge.score(here)
     clean = np.setdiff1d(np.arange(240), POISONED)
     assert scores.values[POISONED].min() > np.quantile(scores.values[clean], 0.95)
@@ -77,6 +83,17 @@ def test_pictures_do_not_touch_one_another_and_batches_do_not_matter(tmp_path, m
     few = mask_norms(part, options)
     assert few[part.examples.rows] == pytest.approx(together[part.examples.rows], abs=1e-4)
     assert np.isnan(few[0])
+
+
+def test_in_half_precision_masks_are_nearly_the_same(tmp_path):
+    here = known.task(tmp_path, known.pictures(60, np.array([5, 9])), np.arange(20))
+    options = CognitiveDistillation(steps=10)
+    exact = mask_norms(here, options)
+    object.__setattr__(here, "preset", here.preset.changed(precision="bfloat16"))
+    found = mask_norms(here, options)
+    assert not np.array_equal(found, exact)
+    assert found == pytest.approx(exact, abs=0.02)
+    assert exact.std() > 0.04
 
 
 def test_room_is_found_by_what_layers_give():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from untaint.defenses._perturbed import above_probes_by_deviation, beside, finit
 from untaint.defenses.base import UNDEFENDED, Card, Detector, Task
 from untaint.errors import SpecError
 from untaint.scores import Scores
+from untaint.training.device import autocast
 
 __all__ = ["CognitiveDistillation", "mask_norms"]
 
@@ -27,16 +28,22 @@ BYTES = 2**30  # that the layers' outputs may take, and their gradients
 class CognitiveDistillation(Detector):
     """How small a part of a picture the model's answer needs: by how many deviations its mask is smaller than that of the probes, on average.
 
-    A mask, 0 to 1, is sought for each row with which the undefended model's logits stay as they are, what is masked being a colour that is drawn anew at each of
-    ``steps`` steps of Adam with ``learning_rate``; it costs ``gamma`` times its sum (in pictures of another size, of as large a share of 32x32) and ``beta`` times its mean squared
-    differences between neighbours. The part ``share`` is its mean. The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. ``beta`` is that of
-    a later benchmark; the authors' for small pictures is 1. Without probes, rows drawn by lot stand in for them, which may be poisoned.
+    A mask, 0 to 1, is sought for each row with which the undefended model's answer stays as it is, what is masked being a colour that is drawn anew at each of
+    ``steps`` steps of Adam with ``learning_rate``. It costs by how much the answer differs, ``gamma`` times its sum (in pictures of another size, of as large a share of 32x32)
+    and ``beta`` times its mean squared differences between neighbours. The part ``share`` is its mean. ``keep``: what is to stay, ``probabilities`` (the sum of their differences)
+    or ``logits`` (the mean of theirs). The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. Without probes, rows drawn by lot stand in for
+    them, which may be poisoned.
+
+    The paper keeps logits, with a ``gamma`` of 0.01; ``beta`` is that of a later benchmark, the authors' for small pictures is 1. Probabilities, and the ``gamma`` for them, are
+    ours, chosen while looking at one draw of patch: in a small network a trigger decides what the answer is, but not how unlikely all others are, so that its own few pixels do not
+    keep the logits.
     """
 
     learning_rate: float = 0.1
-    gamma: float = 0.01
+    gamma: float = 0.003
     beta: float = 10.0
     steps: int = 100
+    keep: Literal["probabilities", "logits"] = "probabilities"
 
     card: ClassVar[Card | None] = Card(
         paper="Huang, Ma, Erfani and Bailey: Distilling cognitive backdoor patterns within an image, ICLR 2023",
@@ -44,6 +51,7 @@ class CognitiveDistillation(Detector):
         rate="threshold",
         claim="minimal masks tell single backdoors of many kinds from clean pictures; measured by others at 10 %: 86 % found, with 16 % of clean pictures",
     )
+    version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
 
@@ -59,7 +67,7 @@ class CognitiveDistillation(Detector):
 
     def score(self, task: Task) -> Scores:
         """Return by how many deviations each row's mask is smaller than the probes'."""
-        options = f"{self.learning_rate:g}-{self.gamma:g}-{self.beta:g}-{self.steps}-{task.seed}"
+        options = f"{self.learning_rate:g}-{self.gamma:g}-{self.beta:g}-{self.steps}-{self.keep}-{task.seed}"
         share = task.once(beside(task, f"cognitive-distillation-{options}"), lambda: mask_norms(task, self))
         values = above_probes_by_deviation(-share, task.compared_with).astype(np.float32)
         return Scores(values=values, name="cognitive-distillation", parts={"share": share})
@@ -83,7 +91,7 @@ class CognitiveDistillation(Detector):
 def mask_norms(task: Task, options: CognitiveDistillation) -> NDArray[np.float32]:
     """Return the mean of each row's mask: float32 (all rows,), nan for no members. Raises InputError if the model's answers are not finite."""
     model, store = reference(task)
-    rows, steps = task.examples.rows, options.steps
+    rows, steps, precision = task.examples.rows, options.steps, task.preset.watch.precision
     values = np.full(task.examples.total, np.nan, dtype=np.float32)
     most = _fitting(model, store.gather(rows[:1])[0])
     with task.progress.step("distil", len(rows) * steps) as step:
@@ -92,20 +100,30 @@ def mask_norms(task: Task, options: CognitiveDistillation) -> NDArray[np.float32
             channels = images.shape[1]
             drawn = rng.uniform(task.seed, "defenses/cognitive-distillation", 0, block, steps * channels)
             colours = torch.from_numpy(drawn.astype(np.float32).reshape(-1, steps, channels, 1, 1)).to(images.device)
-            logits = model(images).float()
-            finite(logits)
             weights = torch.ones_like(images[:, :1]).requires_grad_()
             optimizer = torch.optim.Adam([weights], lr=options.learning_rate, betas=BETAS)
+            with autocast(images.device, precision), torch.no_grad():
+                whole = model(images).float()
+            finite(whole)
             for colour in colours.unbind(1):
                 optimizer.zero_grad(set_to_none=True)
                 mask = (weights.tanh() + 1) / 2
-                loss = (model(images * mask + (1 - mask) * colour).float() - logits).abs().mean(dim=1)
+                with autocast(images.device, precision):
+                    given = model(images * mask + (1 - mask) * colour).float()
+                loss = _difference(given, whole, options.keep)
                 loss = loss + options.gamma * SIDE**2 * mask.mean(dim=(1, 2, 3)) + options.beta * _roughness(mask)
-                loss.sum().backward()
+                loss.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 step.advance(len(block))
             values[block] = finite(((weights.detach().tanh() + 1) / 2).mean(dim=(1, 2, 3)))
     return values
+
+
+def _difference(given: Tensor, whole: Tensor, keep: str) -> Tensor:
+    """Return by how much an answer differs from that to the whole picture, both as logits: (batch,)."""
+    if keep == "logits":
+        return (given - whole).abs().mean(dim=1)
+    return (given.softmax(dim=1) - whole.softmax(dim=1)).abs().sum(dim=1)
 
 
 def _roughness(mask: Tensor) -> Tensor:
