@@ -263,7 +263,7 @@ def test_train_and_evaluate(scanned: Made, dirty: Made, probes: Made, tmp_path: 
         assert outcome.code == 2
         assert said in outcome.err
         assert not (tmp_path / "wrong").exists(), "the right command may use the folder"
-    tuned = ("repair", tmp_path / "clean", dirty[0], "--defense", "fine-tuning:steps=3", "--probes", probes[0])
+    tuned = ("repair", tmp_path / "clean", dirty[0], "--defense", "fine-tuning:steps=3", "--clean", probes[0])
     outcome = told(*tuned, "--out", tmp_path / "tuned")
     assert outcome.code == 0, outcome.err
     assert re.search(r"Right about [\d.]+% of the 60 clean pictures; [\d.]+% before\.", outcome.out)

@@ -39,7 +39,8 @@ def repair(
         option("How, NAME:KEY=VALUE,...; all but repair take clean pictures, see `untaint list defenses`.", "DEFENSE"),
     ] = "repair",
     probes: Annotated[
-        str | None, option("Pictures of DATA that somebody has looked at: a file of keys, or a folder.", "FILE")
+        str | None,
+        option("Pictures of DATA that somebody has looked at: a file of keys, or a folder.", "FILE", also="clean"),
     ] = None,
     split: Annotated[str, option("Which part, where the data has parts.", "PART")] = "train",
     columns: Columns,
@@ -50,9 +51,11 @@ def repair(
     """Make MODEL overlook the triggers that it learned, without training it anew.
 
     DATA is what it was trained on. By repair, which needs no clean pictures, what some pictures of a class show and the others do not, independently of all else in them, is taken out of these alone;
-    they are listed, and some are shown. Fine-tuning, fine-pruning, nad, anp and ngf change the model with the help of --probes.
+    they are listed, and some are shown. The others that mend (fine-tuning, anp, neural-cleanse ...) change the model with the help of --probes; docs/defences.md compares them.
 
     Example: untaint repair runs/photos/model photos/train --out runs/repaired
+
+    With clean pictures: untaint repair runs/photos/model photos/train --defense neural-cleanse --probes clean.txt --out runs/repaired
     """
     from untaint import run
     from untaint.defenses import DEFENSES, Mender
