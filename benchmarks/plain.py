@@ -119,8 +119,7 @@ def distilled(here: Task, model: nn.Module, pixels: torch.Tensor, options: Cogni
             optimizer.zero_grad()
             mask = (weights.tanh() + 1) / 2
             rough = (mask.diff(dim=2) ** 2).sum() + (mask.diff(dim=3) ** 2).sum()
-            given = model(picture * mask + (1 - mask) * colour)
-            loss = (given.softmax(1) - logits.softmax(1)).abs().sum()
+            loss = (model(picture * mask + (1 - mask) * colour) - logits).abs().mean()
             loss = loss + options.gamma * SIDE**2 * mask.mean() + options.beta * rough / mask.numel()
             loss.backward()
             optimizer.step()

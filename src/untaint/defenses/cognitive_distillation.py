@@ -34,16 +34,15 @@ class CognitiveDistillation(Detector):
     or ``logits`` (the mean of theirs). The rule taken here is the paper's, Huang et al. (ICLR 2023): a deviation below the mean. Without probes, rows drawn by lot stand in for
     them, which may be poisoned.
 
-    The paper keeps logits, with a ``gamma`` of 0.01; ``beta`` is that of a later benchmark, the authors' for small pictures is 1. Probabilities, and the ``gamma`` for them, are
-    ours, chosen while looking at one draw of patch: in a small network a trigger decides what the answer is, but not how unlikely all others are, so that its own few pixels do not
-    keep the logits.
+    ``beta`` is that of a later benchmark, the authors' for small pictures is 1. That probabilities can be kept is ours (``gamma=0.003`` suits them): in a small network a trigger
+    decides what the answer is, but not how unlikely all others are, so that its own few pixels do not keep the logits. It helped against one patch, and did harm under seven attackers.
     """
 
     learning_rate: float = 0.1
-    gamma: float = 0.003
+    gamma: float = 0.01
     beta: float = 10.0
     steps: int = 100
-    keep: Literal["probabilities", "logits"] = "probabilities"
+    keep: Literal["probabilities", "logits"] = "logits"
 
     card: ClassVar[Card | None] = Card(
         paper="Huang, Ma, Erfani and Bailey: Distilling cognitive backdoor patterns within an image, ICLR 2023",
@@ -51,7 +50,6 @@ class CognitiveDistillation(Detector):
         rate="threshold",
         claim="minimal masks tell single backdoors of many kinds from clean pictures; measured by others at 10 %: 86 % found, with 16 % of clean pictures",
     )
-    version: ClassVar[int] = 2
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
     usual_rule: ClassVar[str | None] = "above:score=1"
 
