@@ -34,20 +34,34 @@ PEERS = (  # that its comparison has, as far as is known; CBD is not sure
 )
 KNOWS = {"none": "", "share": "a share goes, whatever there is", "threshold": "a constant"}
 ORDER = {"finds": 0, "trains": 1, "mends": 2}
-NO_CLAIM = ("none", "oracle", "random", "near-duplicates", "cross-examination", "pattern", "repair", "vote")
+CONTROLS = ("none", "oracle", "random")
 SECOND_LOOK = {  # what was measured with the patch on 2 % of 10,000 pictures, once, when its cells were in
     "agpd": "it ranks poison first (AUROC .975 under the patch), but no class's index reaches its limit, so that nothing is set aside. With 3 % of 5,000 pictures it did.",
     "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: after 300 steps half of the masks are below .2, and those channels are most of the model. Cut off one by one, they take the patch from 86 to 48 %, at 3 points of accuracy (after 300 steps in place of 2,000 the first channel alone took it to 14 %, which is luck: of equal masks the first layer's come first); "
     "by twentieths, as until this cell was seen, it cut off none. With `epsilon` .2, .1 and .05, 300 steps each, the backdoor outlived 5 points.",
+    "clustering": "half of a class has the sinusoid, as its paper has it, so that neither cluster is small and strange; nothing is set aside.",
+    "cognitive-distillation": "the patch's own nine pixels, on any colour, make the model say its class for 93 % of the poison, but its ten logits then move by 3.2 on average, as much as they are large; other `gamma`, `beta` and features in place of logits gave .55 to .70 on 300 pictures. "
+    "Keeping probabilities (`keep=probabilities,gamma=0.003`) gave .95 under the patch (2 % success left), and under seven attackers .60 in place of .74, so that the paper's logits stay the default.",
+    "contamination": "no class's index reaches its limit, so that nothing is set aside.",
     "badloss": "what its score sees, and when: [results](results.md).",
     "d-br": "after two epochs, as its paper has them for 50,000 pictures, the trigger on 2 % of 10,000 is not learned, and who moves furthest says nothing (AUROC .49). After as many steps as the paper's it does (.86, with 29 % of the poison among the 5 % furthest), but unlearning them leaves 82 %.",
     "eigenguard": "[a page of its own](eigenguard.md).",
+    "feature-consistency": "turning and shifting moves what the faint noise makes of a picture no further than clean ones.",
     "fine-pruning": "as fine-tuning.",
     "fine-tuning": "250 pictures, 2.5 %, cost this small network 7 points before the patch is forgotten; what papers report is with 5 % and networks many times as wide.",
+    "ibd-psc": "a faint trigger is what a model is less sure of than of clean pictures once weights are amplified, not more.",
+    "isolation": "the faint noise on 2 % is learned after most clean pictures, not before; the patch, and the sinusoid on half a class, are learned first.",
     "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
     "nad": "as fine-tuning, which makes its teacher.",
+    "neural-cleanse": "a trigger that is all over the picture is no smaller than what makes any other class, so that none stands out and nothing is unlearned.",
+    "psbd": "as ibd-psc, where features are dropped.",
+    "repair": "it found no trigger; pictures with it look like the class that they are labelled as, which they are, and it looks for those that do not.",
     "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
     "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
+    "spectral": "half of a class has the sinusoid, so that it is the class, and not what lies apart from it.",
+    "spectre": "as spectral.",
+    "strip": "two thirds of the poison go, and what is left suffices.",
+    "vote": "of spectral, scale-up and isolation two have to agree, and no two see enough of this poison.",
 }
 HEADLINE = PLOTS / "defences" / "seven.svg"
 HEAD = """# Defences
@@ -222,21 +236,33 @@ def alone(kinds: dict[str, Any]) -> str:
 
 
 def second_look(by_name: dict[str, dict[str, Group]]) -> str:
-    """Who leaves an attack more than half of its success, and what was seen when it was looked at again."""
+    """Who leaves an attack more than half of its success, how it ranked the poison there, and what was seen when it was looked at again."""
     undefended = {attack: mean(group, mean_asr) for attack, group in by_name.get("none", {}).items()}
-    failing = {
-        name_of(group): None
-        for own in by_name.values()
-        for attack, group in own.items()
-        if " then " not in group.defence and mean(group, mean_asr) > undefended.get(attack, 1.0) / 2
-    }
-    seen = [f"- **{name}**: {SECOND_LOOK[name]}" for name in failing if name in SECOND_LOOK]
-    rest = [f"`{name}`" for name in failing if name not in (*SECOND_LOOK, *NO_CLAIM)]
+    failing: dict[str, dict[str, Group]] = {}
+    for own in by_name.values():
+        for attack, group in own.items():
+            if " then " not in group.defence and mean(group, mean_asr) > undefended.get(attack, 1.0) / 2:
+                failing.setdefault(name_of(group), {})[attack] = group
+    for name in CONTROLS:
+        failing.pop(name, None)
     if not failing:
         return ""
-    said = "Those that leave an attack of the table more than half of its success, looked at again:"
-    more = f"Not looked at again yet: {', '.join(rest)}." if rest else ""
-    return "\n\n".join(["### A second look", said, "\n".join(seen), more]).strip()
+    said = (
+        "Those that leave an attack of the table more than half of its success, with how well their scores tell poison from clean pictures there (AUROC; .5 is chance, and below it poison "
+        "seems the cleaner; where it is high, the rule is what misses), and what was found when they were looked at again, once each:"
+    )
+    lines = [f"- **{name}**{ranked(own)}{SECOND_LOOK.get(name, '')}".rstrip(": ") for name, own in failing.items()]
+    return "\n\n".join(["### A second look", said, "\n".join(lines)])
+
+
+def ranked(own: dict[str, Group]) -> str:
+    """Under which attacks a defence fails, and how well its scores tell the poison there."""
+    told = [(attack.partition(":")[0], group.finished[0].get("detection")) for attack, group in own.items()]
+    return (
+        " ("
+        + ", ".join(name + (f" {seen['all']['auroc']:.2f}".replace(" 0.", " .") if seen else "") for name, seen in told)
+        + "): "
+    )
 
 
 def from_grid(groups: Sequence[Group]) -> list[Group]:
