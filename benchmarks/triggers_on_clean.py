@@ -1,4 +1,4 @@
-"""What a model that saw no poison answers to each attack's trigger: the control for every success rate of experiments/attacks.toml.
+"""What a model that saw no poison answers to each attack's trigger: the control for the success rates of experiments/attacks.toml, and of single attacks in experiments/defences.toml.
 
     python benchmarks/triggers_on_clean.py PATH [--only WORD ...]
 
@@ -22,7 +22,7 @@ from untaint.concluding import versions
 from untaint.training.device import device, hardware
 from untaint.training.loop import fit
 
-GRID = Path(__file__).parent.parent / "experiments" / "attacks.toml"
+GRIDS = [Path(__file__).parent.parent / "experiments" / name for name in ("attacks.toml", "defences.toml")]
 
 
 def main() -> None:
@@ -33,7 +33,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=Path("results/triggers-on-clean.json"))
     given = parser.parse_args()
     bars = terminal.progress(False)
-    settings: list[Setting] = [setting for setting, _ in read_grid(GRID, {"cifar10": given.data}).cells]
+    found_in = [setting for grid in GRIDS for setting, _ in read_grid(grid, {"cifar10": given.data}).cells]
+    settings: list[Setting] = [setting for setting in found_in if setting.rows == found_in[0].rows]
     pictures = read(Source(place=given.data), bars)
     nobody = prepare(replace(settings[0], attacks="nobody", attackers=()), *pictures, bars)
     recipe = settings[0].recipes().retrain

@@ -13,6 +13,7 @@ from typing import Any
 from _front import found_in
 from _grids import PLOTS
 from _markdown import machines, percent, table
+from _takes import TAKES, without_poison
 
 from untaint.bench.groups import Group, Result, attack_success, clean_accuracy, core_minutes, grouped, mean_asr
 from untaint.defenses import DEFENSES, Detector, Mender
@@ -36,12 +37,13 @@ KNOWS = {"none": "", "share": "a share goes, whatever there is", "threshold": "a
 ORDER = {"finds": 0, "trains": 1, "mends": 2}
 CONTROLS = ("none", "oracle", "random")
 SECOND_LOOK = {  # what was measured with the patch on 2 % of 10,000 pictures, once, when its cells were in
-    "agpd": "it ranks poison first (AUROC .975 under the patch), but no class's index reaches its limit, so that nothing is set aside. With 3 % of 5,000 pictures it did.",
+    "agpd": "no class's index reaches its limit, so that nothing is set aside. Of the patch with 3 % of 5,000 pictures it does.",
     "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: after 300 steps half of the masks are below .2, and those channels are most of the model. Cut off one by one, they take the patch from 86 to 48 %, at 3 points of accuracy (after 300 steps in place of 2,000 the first channel alone took it to 14 %, which is luck: of equal masks the first layer's come first); "
     "by twentieths, as until this cell was seen, it cut off none. With `epsilon` .2, .1 and .05, 300 steps each, the backdoor outlived 5 points.",
     "clustering": "half of a class has the sinusoid, as its paper has it, so that neither cluster is small and strange; nothing is set aside.",
     "cognitive-distillation": "the patch's own nine pixels, on any colour, make the model say its class for 93 % of the poison, but its ten logits then move by 3.2 on average, as much as they are large; other `gamma`, `beta` and features in place of logits gave .55 to .70 on 300 pictures. "
     "Keeping probabilities (`keep=probabilities,gamma=0.003`) gave .95 under the patch (2 % success left), and under seven attackers .60 in place of .74, so that the paper's logits stay the default.",
+    "confusion-training": "it sets nothing of the poison aside; faint noise does not outlive the wrong labels.",
     "contamination": "no class's index reaches its limit, so that nothing is set aside.",
     "badloss": "what its score sees, and when: [results](results.md).",
     "d-br": "after two epochs, as its paper has them for 50,000 pictures, the trigger on 2 % of 10,000 is not learned, and who moves furthest says nothing (AUROC .49). After as many steps as the paper's it does (.86, with 29 % of the poison among the 5 % furthest), but unlearning them leaves 82 %.",
@@ -49,13 +51,17 @@ SECOND_LOOK = {  # what was measured with the patch on 2 % of 10,000 pictures, o
     "feature-consistency": "turning and shifting moves what the faint noise makes of a picture no further than clean ones.",
     "fine-pruning": "as fine-tuning.",
     "fine-tuning": "250 pictures, 2.5 %, cost this small network 7 points before the patch is forgotten; what papers report is with 5 % and networks many times as wide.",
+    "flare": "no small cluster comes off the rest, so that nothing is set aside.",
     "ibd-psc": "a faint trigger is what a model is less sure of than of clean pictures once weights are amplified, not more.",
     "isolation": "the faint noise on 2 % is learned after most clean pictures, not before; the patch, and the sinusoid on half a class, are learned first.",
     "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
     "nad": "as fine-tuning, which makes its teacher.",
+    "linear-reset": "nothing stands out in any class, so that nothing is set aside.",
+    "map-d": "86 % of the poison go, and what is left suffices.",
+    "near-duplicates": "by design: poison here is no copy of anything.",
     "neural-cleanse": "a trigger that is all over the picture is no smaller than what makes any other class, so that none stands out and nothing is unlearned.",
     "psbd": "as ibd-psc, where features are dropped.",
-    "repair": "it found no trigger; pictures with it look like the class that they are labelled as, which they are, and it looks for those that do not.",
+    "repair": "of the sinusoid it found nothing: pictures with it look like the class that they are labelled as, which they are, and it looks for those that do not.",
     "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
     "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
     "spectral": "half of a class has the sinusoid, so that it is the class, and not what lies apart from it.",
@@ -214,7 +220,13 @@ def alone(kinds: dict[str, Any]) -> str:
     by_name: dict[str, dict[str, Group]] = {}
     for group in from_grid(groups):
         by_name.setdefault(group.called, {})[group.title.removeprefix(ALONE)] = group
-    rows = []
+    rows = [
+        [
+            "*no poison at all*",
+            "",
+            *(percent([rate]) if (rate := without(attack)) is not None else "" for attack in attacks),
+        ]
+    ]
     for called, own in by_name.items():
         name = name_of(next(iter(own.values())))
         claim = kinds[name].card.claim if name in kinds and " then " not in called else ""
@@ -224,10 +236,10 @@ def alone(kinds: dict[str, Any]) -> str:
         for name, kind in kinds.items()
         if kind.card.claim and name not in by_name
     ]
-    if not rows and not claims:
+    if not by_name and not claims:
         return ""
     said = (
-        "`experiments/defences.toml`: 10,000 pictures of CIFAR-10, one attacker at a time, the small network, one seed. In each cell: attack success / clean accuracy of the model in the end, and for those that find, "
+        "`experiments/defences.toml`: 10,000 pictures of CIFAR-10, one attacker at a time, the small network, one seed. In each cell: attack success / clean accuracy of the model in the end (first line: success of the triggers on a model that saw none of them), and for those that find, "
         "the share of poison set aside / of clean pictures. What papers claim is for their networks and rates (mostly ResNet-18, 50,000 pictures, 5 to 10 % of them poisoned), in words where no figure is known to us. Empty cells were not run yet."
     )
     head = ["defence", "its paper's claim", *(f"`{attack}`" for attack in attacks)]
@@ -237,22 +249,40 @@ def alone(kinds: dict[str, Any]) -> str:
 
 def second_look(by_name: dict[str, dict[str, Group]]) -> str:
     """Who leaves an attack more than half of its success, how it ranked the poison there, and what was seen when it was looked at again."""
-    undefended = {attack: mean(group, mean_asr) for attack, group in by_name.get("none", {}).items()}
-    failing: dict[str, dict[str, Group]] = {}
+    undefended = by_name.get("none", {})
+    usual = {attack: without(attack) or 0.0 for attack in undefended}
+    gained = {attack: mean(group, mean_asr) - usual[attack] for attack, group in undefended.items()}
+    tried: dict[str, dict[str, Group]] = {}
     for own in by_name.values():
         for attack, group in own.items():
-            if " then " not in group.defence and mean(group, mean_asr) > undefended.get(attack, 1.0) / 2:
-                failing.setdefault(name_of(group), {})[attack] = group
-    for name in CONTROLS:
-        failing.pop(name, None)
+            if " then " not in group.defence and name_of(group) not in CONTROLS and gained.get(attack, 0) >= TAKES:
+                tried.setdefault(name_of(group), {})[attack] = group
+    failing = {
+        name: {
+            attack: group for attack, group in own.items() if mean(group, mean_asr) - usual[attack] > gained[attack] / 2
+        }
+        for name, own in tried.items()
+    }
+    failing = {name: own for name, own in failing.items() if own}
     if not failing:
         return ""
+    counts = ", ".join(
+        f"{sum(attack in own for own in failing.values())} of {sum(attack in own for own in tried.values())} under `{attack.partition(':')[0]}`"
+        for attack in gained
+        if gained[attack] >= TAKES
+    )
     said = (
-        "Those that leave an attack of the table more than half of its success, with how well their scores tell poison from clean pictures there (AUROC; .5 is chance, and below it poison "
-        "seems the cleaner; where it is high, the rule is what misses), and what was found when they were looked at again, once each:"
+        f"Those that leave an attack more than half of what it gains over a model without poison ({counts}; attacks that gain less than {100 * TAKES:.0f} points are left out), with how well their "
+        "scores tell poison from clean pictures there (AUROC; .5 is chance, below it poison seems the cleaner, and where it is high the rule is what misses), and what was found out when they were looked at again, once each:"
     )
     lines = [f"- **{name}**{ranked(own)}{SECOND_LOOK.get(name, '')}".rstrip(": ") for name, own in failing.items()]
     return "\n\n".join(["### A second look", said, "\n".join(lines)])
+
+
+def without(attack: str) -> float | None:
+    """The success of a single attack's trigger on a model that saw no poison, if that was measured."""
+    found = without_poison().get(ALONE + attack)
+    return fmean(found.values()) if found else None
 
 
 def ranked(own: dict[str, Group]) -> str:
