@@ -42,7 +42,8 @@ def main() -> None:
         nobody.examples, recipe, given.out, seed=nobody.setting.seed, progress=bars, what="train without poison"
     )
     found: dict[str, Any] = json.loads(given.result.read_text()) if given.result.exists() else {"settings": {}}
-    found |= {"hardware": hardware(device()), "versions": versions()}
+    machines = [*found.get("hardware", "").split("; "), hardware(device())]  # a model is trained anew on each
+    found |= {"hardware": "; ".join(dict.fromkeys(filter(None, machines))), "versions": versions()}
     for setting in settings:
         title = setting.title()
         if title in found["settings"] or (given.only and not any(word in title for word in given.only)):
