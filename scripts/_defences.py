@@ -170,7 +170,7 @@ def measured(groups: Sequence[Group]) -> str:
     said = (
         f"`experiments/cpu.toml` and `experiments/defences.toml`: {first['rows']:,} pictures of CIFAR-10, {len(first['attacks'])} attackers at once, 250 probes, the small network; one seed draws pictures, poison, "
         f"targets and weights. {machines(result['hardware'] for group in finished for result in group.finished)}. Each decides by the rule of its paper, or of its comparison by Alex et al. (2025); no rule was chosen here. Settings of agpd, anp, asset, beatrix, confusion-training, d-br, d-st, feature-re and flare were chosen while looking at draws of patch or blend, of which patch and blend are two of the seven: optimistic for these. All at the same draw, seed 0, where differences of some points mean nothing; where there are "
-        "three seeds, mean ± standard deviation over them in the last column (with other seeds, some triggers fool even a model that saw no poison). Minutes: processor time of all models that it needs, shared ones too, and of what it computes besides. "
+        "three seeds, mean ± standard deviation over them in the last column, by which the order is another one (with other seeds, some triggers fool even a model that saw no poison). Minutes: processor time of all models that it needs, shared ones too, and of what it computes besides. "
         "The default scan was developed while looking at these attacks (how it does where nobody looked: [results](results.md))."
     )
     parts = [
