@@ -62,7 +62,8 @@ def test_among_equal_votes_the_more_suspicious_are_first(voted):
     )
     for votes in range(4):
         some = np.flatnonzero(scores.parts["votes"] == votes)
-        assert np.array_equal(np.argsort(mean[some], kind="stable"), np.argsort(scores.values[some], kind="stable"))
+        in_order = scores.values[some][np.argsort(mean[some])]
+        assert (np.diff(in_order) >= -1e-6).all(), "equal but for rounding, where ranks are"
 
 
 def test_ranks_are_between_nought_and_one_and_equal_for_equals():
