@@ -33,8 +33,8 @@ def main() -> None:
     parser.add_argument("--result", type=Path, default=Path("results/triggers-on-clean.json"))
     given = parser.parse_args()
     bars = terminal.progress(False)
-    found_in = [setting for grid in GRIDS for setting, _ in read_grid(grid, {"cifar10": given.data}).cells]
-    settings: list[Setting] = [setting for setting in found_in if setting.rows == found_in[0].rows]
+    all_settings = [setting for grid in GRIDS for setting, _ in read_grid(grid, {"cifar10": given.data}).cells]
+    settings: list[Setting] = [setting for setting in all_settings if setting.rows == all_settings[0].rows]
     pictures = read(Source(place=given.data), bars)
     nobody = prepare(replace(settings[0], attacks="nobody", attackers=()), *pictures, bars)
     recipe = settings[0].recipes().retrain
@@ -42,14 +42,13 @@ def main() -> None:
         nobody.examples, recipe, given.out, seed=nobody.setting.seed, progress=bars, what="train without poison"
     )
     found: dict[str, Any] = json.loads(given.result.read_text()) if given.result.exists() else {"settings": {}}
-    machines = [*found.get("hardware", "").split("; "), hardware(device())]  # a model is trained anew on each
-    found |= {"hardware": "; ".join(dict.fromkeys(filter(None, machines))), "versions": versions()}
+    found["versions"] = versions()
     for setting in settings:
         title = setting.title()
         if title in found["settings"] or (given.only and not any(word in title for word in given.only)):
             continue
         told = behaviour(prepare(setting, *pictures, bars), model, device())
-        found["clean accuracy"] = told["clean accuracy"]
+        found.setdefault("models", {})[hardware(device())] = {"clean accuracy": told["clean accuracy"]}
         found["settings"][title] = {name: of["asr"] for name, of in told["attacks"].items() if "asr" in of}
         print(f"{title}: {found['settings'][title]}", flush=True)
         given.result.parent.mkdir(parents=True, exist_ok=True)

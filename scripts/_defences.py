@@ -36,35 +36,34 @@ PEERS = (  # that its comparison has, as far as is known; CBD is not sure
 KNOWS = {"none": "", "share": "a share goes, whatever there is", "threshold": "a constant"}
 ORDER = {"finds": 0, "trains": 1, "mends": 2}
 CONTROLS = ("none", "oracle", "random")
-SECOND_LOOK = {  # what was measured with the patch on 2 % of 10,000 pictures, once, when its cells were in
-    "agpd": "no class's index reaches its limit, so that nothing is set aside. Of the patch with 3 % of 5,000 pictures it does.",
-    "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: after 300 steps half of the masks are below .2, and those channels are most of the model. Cut off one by one, they take the patch from 86 to 48 %, at 3 points of accuracy (after 300 steps in place of 2,000 the first channel alone took it to 14 %, which is luck: of equal masks the first layer's come first); "
-    "by twentieths, as until this cell was seen, it cut off none. With `epsilon` .2, .1 and .05, 300 steps each, the backdoor outlived 5 points.",
-    "clustering": "half of a class has the sinusoid, as its paper has it, so that neither cluster is small and strange; nothing is set aside.",
-    "cognitive-distillation": "the patch's own nine pixels, on any colour, make the model say its class for 93 % of the poison, but its ten logits then move by 3.2 on average, as much as they are large; other `gamma`, `beta` and features in place of logits gave .55 to .70 on 300 pictures. "
-    "Keeping probabilities (`keep=probabilities,gamma=0.003`) gave .95 under the patch (2 % success left), and under seven attackers .60 in place of .74, so that the paper's logits stay the default.",
-    "confusion-training": "it sets nothing of the poison aside; faint noise does not outlive the wrong labels.",
-    "contamination": "no class's index reaches its limit, so that nothing is set aside.",
+SECOND_LOOK = {  # what was tried and measured, once each, under the patch on 2 % of 10,000 pictures
+    "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: after 300 steps half of the masks are below .2, and those channels are most of the model. Cut off one by one, they take the patch from 86 to 48 %, at 3 points of accuracy (after 300 steps in place of 2,000 the first channel alone took it to 14 %, which is luck: of equal masks the first layer's come first); by twentieths, as until this cell was seen, it cut off none. With `epsilon` .2, .1 and .05, 300 steps each, the backdoor outlived 5 points.",
     "badloss": "what its score sees, and when: [results](results.md).",
+    "cognitive-distillation": "the patch's own nine pixels, on any colour, make the model say its class for 93 % of the poison, but its ten logits then move by 3.2 on average, as much as they are large; other `gamma`, `beta` and features in place of logits gave .55 to .70 on 300 pictures. Keeping probabilities (`keep=probabilities,gamma=0.003`) gave .95 under the patch (2 % success left), and under seven attackers .60 in place of .74, so that the paper's logits stay the default.",
     "d-br": "after two epochs, as its paper has them for 50,000 pictures, the trigger on 2 % of 10,000 is not learned, and who moves furthest says nothing (AUROC .49). After as many steps as the paper's it does (.86, with 29 % of the poison among the 5 % furthest), but unlearning them leaves 82 %.",
     "eigenguard": "[a page of its own](eigenguard.md).",
-    "feature-consistency": "turning and shifting moves what the faint noise makes of a picture no further than clean ones.",
     "fine-pruning": "as fine-tuning.",
     "fine-tuning": "250 pictures, 2.5 %, cost this small network 7 points before the patch is forgotten; what papers report is with 5 % and networks many times as wide.",
-    "flare": "no small cluster comes off the rest, so that nothing is set aside.",
-    "ibd-psc": "a faint trigger is what a model is less sure of than of clean pictures once weights are amplified, not more.",
-    "isolation": "the faint noise on 2 % is learned after most clean pictures, not before; the patch, and the sinusoid on half a class, are learned first.",
-    "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
     "nad": "as fine-tuning, which makes its teacher.",
+    "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
+    "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
+}
+READ = {  # what the cells themselves suggest; nothing was tried
+    "agpd": "no class's index reaches its limit, so that nothing is set aside.",
+    "clustering": "nothing is set aside; half of the class has the sinusoid, so that neither cluster is the strange one.",
+    "confusion-training": "none of the poison is set aside.",
+    "contamination": "no class's index reaches its limit, so that nothing is set aside.",
+    "flare": "no small cluster comes off the rest, so that nothing is set aside.",
+    "ibd-psc": "of the faint noise the model is less sure than of clean pictures, not more.",
+    "isolation": "the faint noise on 2 % is learned after most clean pictures, not before.",
+    "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
     "linear-reset": "nothing stands out in any class, so that nothing is set aside.",
     "map-d": "86 % of the poison go, and what is left suffices.",
     "near-duplicates": "by design: poison here is no copy of anything.",
-    "neural-cleanse": "a trigger that is all over the picture is no smaller than what makes any other class, so that none stands out and nothing is unlearned.",
-    "psbd": "as ibd-psc, where features are dropped.",
-    "repair": "of the sinusoid it found nothing: pictures with it look like the class that they are labelled as, which they are, and it looks for those that do not.",
-    "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
-    "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
-    "spectral": "half of a class has the sinusoid, so that it is the class, and not what lies apart from it.",
+    "neural-cleanse": "no class stands out, so that nothing is unlearned; a trigger that is all over the picture is no small one.",
+    "psbd": "of the faint noise the model is less sure than of clean pictures, not more.",
+    "repair": "of the sinusoid it found nothing; pictures with it look like their class, which their label says rightly, and it looks for those that do not.",
+    "spectral": "half of the class has the sinusoid, so that it is not what lies apart from the class.",
     "spectre": "as spectral.",
     "strip": "two thirds of the poison go, and what is left suffices.",
     "vote": "of spectral, scale-up and isolation two have to agree, and no two see enough of this poison.",
@@ -273,10 +272,22 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
     )
     said = (
         f"Those that leave an attack more than half of what it gains over a model without poison ({counts}; attacks that gain less than {100 * TAKES:.0f} points are left out), with how well their "
-        "scores tell poison from clean pictures there (AUROC; .5 is chance, below it poison seems the cleaner, and where it is high the rule is what misses), and what was found out when they were looked at again, once each:"
+        "scores tell poison from clean pictures there (AUROC; .5 is chance, below it poison seems the cleaner, and where it is high the rule is what misses). All of it is one draw: "
+        "see above what leaving out 15 % by lot does."
     )
-    lines = [f"- **{name}**{ranked(own)}{SECOND_LOOK.get(name, '')}".rstrip(": ") for name, own in failing.items()]
-    return "\n\n".join(["### A second look", said, "\n".join(lines)])
+    parts = [
+        (list(SECOND_LOOK), "Looked at again, where the patch was left; what was tried, once each:"),
+        (list(READ), "Not looked at again; what the cells themselves suggest, which is an inference:"),
+        ([name for name in failing if name not in {**SECOND_LOOK, **READ}], "Not looked at again yet:"),
+    ]
+    told = {**SECOND_LOOK, **READ}
+    blocks = []
+    for names, head in parts:
+        lines = [
+            f"- **{name}**{ranked(failing[name])}{told.get(name, '')}".rstrip(": ") for name in failing if name in names
+        ]
+        blocks += ["\n".join([head, "", *lines])] if lines else []
+    return "\n\n".join(["### A second look", said, *blocks])
 
 
 def without(attack: str) -> float | None:

@@ -35,10 +35,11 @@ def preset(detector: str = "cross-examination", reject: str = "fraction:share=0.
 
 
 def task(scratch, examples: Examples, probes=(), *, kind: type[Task] = Task, **changes: object) -> Task:
-    """The task that a defence is given; ``changes`` are of the recipe, or of its other fields."""
+    """The task that a defence is given, on the processor; ``changes`` are of the recipe, or of what else the task has."""
     own = {field.name for field in fields(kind)} - {field.name for field in fields(Recipe)}
     of_task = {name: changes.pop(name) for name in own & set(changes)}
     settled = {"preset": preset(**changes), "rule": Fraction(0.1), "seed": 0, "progress": Silent()}
+    settled["where"] = torch.device("cpu")
     probes = np.array(probes, dtype=np.int64)
     return kind(examples=examples, probes=probes, scratch=scratch, **{**settled, **of_task})
 

@@ -51,7 +51,7 @@ def repair(
     """Make MODEL overlook the triggers that it learned, without training it anew.
 
     DATA is what it was trained on. By repair, which needs no clean pictures, what some pictures of a class show and the others do not, independently of all else in them, is taken out of these alone;
-    they are listed, and some are shown. The others that mend (fine-tuning, anp, neural-cleanse ...) change the model with the help of --probes; docs/defences.md compares them.
+    they are listed, and some are shown. The others that mend (fine-tuning, anp, neural-cleanse ...) change the model with the help of --probes; `untaint list defenses` has them all.
 
     Example: untaint repair runs/photos/model photos/train --out runs/repaired
 
