@@ -369,7 +369,9 @@ def picture(path: Path = HEADLINE) -> None:
     ordered = sorted(groups, key=lambda group: -fmean(group.values(mean_asr)))
     if not ordered:
         return
-    made, (left, right) = figure("Seven attackers at once on CIFAR-10, 20,000 pictures, a small network", 2, across=2)
+    made, (left, right) = figure(
+        "Seven attackers at once on CIFAR-10, 20,000 pictures, a small network, one draw", 2, across=2
+    )
     made.set_size_inches(8.5, 0.22 * len(ordered) + 1.3)
     places = list(range(len(ordered)))
     left.barh(places, [100 * mean(group, mean_asr) for group in ordered], color=[colour(group) for group in ordered])
