@@ -24,6 +24,10 @@ from untaint.scores import MOST
 SEED = 0  # at which all are compared
 SEVEN, ALONE = "cifar10 20,000, seven", "cifar10 10,000, "
 OWN = ("cross-examination", "pattern", "repair", "vote")
+USUAL = {
+    "patch:rate=0.02": "patch:rate=0.1",
+    "blend:pattern=noise,rate=0.02": "blend:pattern=noise,rate=0.1",
+}  # at the rate that most papers have
 PAPER = "badloss @ fraction:share=0.4"
 PEERS = (  # that its comparison has, as far as is known; CBD is not sure
     "neural-cleanse",
@@ -126,7 +130,7 @@ def declared(kinds: dict[str, Any]) -> str:
             does(kind),
             str(kind.card.clean or ""),
             KNOWS[kind.card.rate],
-            kind.card.several,
+            ": ".join(filter(None, [kind.card.several, kind.card.why])),
             kind.card.assumes,
         ]
         for name, kind in kinds.items()
@@ -219,31 +223,46 @@ def alone(kinds: dict[str, Any]) -> str:
     by_name: dict[str, dict[str, Group]] = {}
     for group in from_grid(groups):
         by_name.setdefault(group.called, {})[group.title.removeprefix(ALONE)] = group
-    rows = [
-        [
-            "*no poison at all*",
-            "",
-            *(percent([rate]) if (rate := without(attack)) is not None else "" for attack in attacks),
-        ]
-    ]
-    for called, own in by_name.items():
-        name = name_of(next(iter(own.values())))
-        claim = kinds[name].card.claim if name in kinds and " then " not in called else ""
-        rows.append([called, claim, *(one(own.get(attack)) for attack in attacks)])
-    claims = [
-        [name, kind.card.claim, *([""] * len(attacks))]
-        for name, kind in kinds.items()
-        if kind.card.claim and name not in by_name
-    ]
-    if not by_name and not claims:
+    few, many = [attack for attack in attacks if attack not in USUAL.values()], [*USUAL.values()]
+    claims = {
+        called: kinds[name].card.claim
+        for called, own in by_name.items()
+        if (name := name_of(next(iter(own.values())))) in kinds and " then " not in called
+    }
+    shown = {name_of(group) for own in by_name.values() for group in own.values()}
+    claims |= {name: kind.card.claim for name, kind in kinds.items() if kind.card.claim and name not in shown}
+    if not claims:
         return ""
     said = (
         "`experiments/defences.toml`: 10,000 pictures of CIFAR-10, one attacker at a time, the small network, one seed. In each cell: attack success / clean accuracy of the model in the end (first line: success of the triggers on a model that saw none of them), and for those that find, "
         "the share of poison set aside / of clean pictures. What papers claim is for their networks and rates (mostly ResNet-18, 50,000 pictures, 5 to 10 % of them poisoned), in words where no figure is known to us. Empty cells were not run yet."
     )
-    head = ["defence", "its paper's claim", *(f"`{attack}`" for attack in attacks)]
-    title = "## One attacker at a time: what papers say, and what is seen here"
-    return "\n\n".join(filter(None, [title, said, table(head, [*rows, *claims]), second_look(by_name)]))
+    more = {called: own for called, own in by_name.items() if set(own) & set(many)}
+    at_more = "The same with five times as many poisoned pictures, 10 % of all, which is the rate that most papers have; of those whose papers claim something of triggers, and of our own."
+    parts = [
+        "## One attacker at a time: what papers say, and what is seen here",
+        said,
+        cells(by_name, few, claims),
+        at_more if more else "",
+        cells(more, many),
+        second_look(by_name),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def cells(by_name: dict[str, dict[str, Group]], attacks: Sequence[str], claims: dict[str, str] | None = None) -> str:
+    """A table of defences and attacks, and of what papers claim where that is given."""
+    if not by_name:
+        return ""
+    head = ["defence", *(["its paper's claim"] if claims else []), *(f"`{attack}`" for attack in attacks)]
+    bare = ["*no poison at all*", *([""] if claims else [])]
+    rows = [[*bare, *(percent([rate]) if (rate := without(attack)) is not None else "" for attack in attacks)]]
+    for called in dict.fromkeys([*by_name, *(claims or {})]):
+        own = by_name.get(called, {})
+        rows.append(
+            [called, *([claims.get(called, "")] if claims else []), *(one(own.get(attack)) for attack in attacks)]
+        )
+    return table(head, rows)
 
 
 def second_look(by_name: dict[str, dict[str, Group]]) -> str:
@@ -266,7 +285,7 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
     if not failing:
         return ""
     counts = ", ".join(
-        f"{sum(attack in own for own in failing.values())} of {sum(attack in own for own in tried.values())} under `{attack.partition(':')[0]}`"
+        f"{sum(attack in own for own in failing.values())} of {sum(attack in own for own in tried.values())} under {short(attack)}"
         for attack in gained
         if gained[attack] >= TAKES
     )
@@ -284,7 +303,9 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
     blocks = []
     for names, head in parts:
         lines = [
-            f"- **{name}**{ranked(failing[name])}{told.get(name, '')}".rstrip(": ") for name in failing if name in names
+            f"- **{name}**{ranked(failing[name])}{told.get(name, '')} {at_ten(failing[name], tried[name])}".rstrip(": ")
+            for name in failing
+            if name in names
         ]
         blocks += ["\n".join([head, "", *lines])] if lines else []
     return "\n\n".join(["### A second look", said, *blocks])
@@ -298,12 +319,27 @@ def without(attack: str) -> float | None:
 
 def ranked(own: dict[str, Group]) -> str:
     """Under which attacks a defence fails, and how well its scores tell the poison there."""
-    told = [(attack.partition(":")[0], group.finished[0].get("detection")) for attack, group in own.items()]
+    told = [(short(attack), group.finished[0].get("detection")) for attack, group in own.items()]
     return (
         " ("
         + ", ".join(name + (f" {seen['all']['auroc']:.2f}".replace(" 0.", " .") if seen else "") for name, seen in told)
         + "): "
     )
+
+
+def at_ten(failing: dict[str, Group], own: dict[str, Group]) -> str:
+    """What is left of an attack that a defence fails under, where five times as many pictures are poisoned."""
+    left = [
+        f"{attack.partition(':')[0]} {100 * mean(own[more], mean_asr):.0f} %"
+        for attack, more in USUAL.items()
+        if attack in failing and more in own
+    ]
+    return f"Left at 10 %: {', '.join(left)}." if left else ""
+
+
+def short(attack: str) -> str:
+    """An attack's name, and its rate where that is the usual one."""
+    return attack.partition(":")[0] + (" at 10 %" if attack in USUAL.values() else "")
 
 
 def from_grid(groups: Sequence[Group]) -> list[Group]:

@@ -95,6 +95,7 @@ def test_its_card_says_what_it_is_of_and_what_it_needs(name):
     assert kind.card.paper
     assert kind.card.assumes
     assert not kind.card.assumes.endswith(".")
+    assert bool(kind.card.why) == (kind.card.several != "yes")
     if issubclass(kind, Mender):
         assert kind.card.clean == kind.needs
 

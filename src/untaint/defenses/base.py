@@ -180,7 +180,8 @@ class Card:
     """What people want to know of a defence before they take it.
 
     ``paper``: who proposed it, and where. ``clean``: how many pictures known to be clean it needs at least; 0: none. ``rate``: what it must know of how much is poisoned: ``none``, nothing;
-    ``share``: a share is set aside whatever the rate; ``threshold``: a constant that fits some rates better than others. ``several``: whether several attackers or targets at once are within what it assumes.
+    ``share``: a share is set aside whatever the rate; ``threshold``: a constant that fits some rates better than others. ``several``: whether several attackers or targets at once are within what it assumes,
+    and ``why`` not all.
     ``assumes``: what must be true of poison for it to work, in one phrase that goes on after "assumes that". ``claim``: what its paper reports, in words where no figure is known.
     """
 
@@ -189,6 +190,7 @@ class Card:
     clean: int = 0
     rate: Literal["none", "share", "threshold"] = "none"
     several: Literal["yes", "in part", "no"] = "yes"
+    why: str = ""
     claim: str = ""
 
 

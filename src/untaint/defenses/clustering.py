@@ -40,6 +40,7 @@ class Clustering(Detector):
         paper="Chen, Carvalho, Baracaldo, Ludwig, Edwards, Lee, Molloy and Srivastava: Detecting backdoor attacks on deep neural networks by activation clustering, SafeAI at AAAI 2019",
         assumes="poison and the rest of its class form two clusters, of which poison is the smaller",
         several="in part",
+        why="each class is parted in two, so that of several attackers on it the smaller cluster shows the strongest alone",
         claim="nearly all poison found on digits and traffic signs; measured by others on CIFAR-10: 0 to 62 % of it, with under 1 % of clean pictures",
     )
     version: ClassVar[int] = 2

@@ -38,6 +38,7 @@ class Contamination(Detector):
         paper="Tang, Wang, Tang and Zhang: Demon in the variant (SCAn), USENIX Security 2021",
         assumes="the class under attack is two groups that vary alike, and most classes are one",
         several="in part",
+        why="classes are held against each other, so that none stands out where most are under attack; each is parted in two",
         claim="the class under attack is found, and poison in it; measured by others at 10 %: 83 % found, with 1 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)

@@ -54,6 +54,7 @@ class LinearReset(Defense):
         assumes="poison is a tenth of its class at least, and excites many units as no other picture of the class does",
         rate="threshold",
         several="in part",
+        why="each attacker must have a tenth of its class",
         claim="success 55 times as low as without it, on average over five attacks on five data sets",
     )
 

@@ -47,6 +47,7 @@ class NeuralCleanse(Mender):
         assumes="few classes are under attack, and their triggers are far smaller than what makes any other class",
         clean=10,
         several="in part",
+        why="triggers are held against those of other classes, so that none is small where most classes have one; it finds one for each class",
         claim="every target found; success below 7 % after unlearning, at most 3.6 points lost",
     )
 

@@ -18,6 +18,7 @@ class None_(Defense):  # noqa: N801 - None itself is taken
         paper="no paper: what every defence is compared with",
         assumes="nobody poisoned anything",
         several="no",
+        why="it does nothing against any",
     )
 
     def defend(self, task: Task) -> Outcome:

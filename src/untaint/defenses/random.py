@@ -28,6 +28,7 @@ class Random(Detector):
         assumes="nothing",
         rate="share",
         several="no",
+        why="it does nothing against any",
     )
     usual_rule: ClassVar[str | None] = "fraction:share=0.1"
 

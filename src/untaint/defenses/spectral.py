@@ -28,6 +28,7 @@ class Spectral(Detector):
         assumes="poison of a class lies along the direction in which the class varies most",
         rate="share",
         several="in part",
+        why="a class is seen along one direction, so that of several attackers on it only the strongest shows",
         claim="nearly all poison of 5 to 10 % of a class is among the 15 % set aside; measured by others at 10 %: 44 % found, with 46 % of clean pictures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)

@@ -41,6 +41,7 @@ class Spectre(Detector):
         assumes="poison is further out than clean pictures once a class is whitened",
         rate="share",
         several="in part",
+        why="directions weigh the more the further a class stretches along them, so that of several attackers on it the strongest decides",
         claim="poison found where it is too little for spectral signatures",
     )
     stages: ClassVar[tuple[str, ...]] = (UNDEFENDED,)
