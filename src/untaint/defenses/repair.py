@@ -28,7 +28,7 @@ class Repair(Defense):
     independent ones are looked for at first; 0: two for each class, and 50 at least. ``by_lot``: a control, in which as many are drawn by lot.
     """
 
-    version = 2
+    version = 3
 
     at: str = BEFORE_POOL
     apart: float = repair.APART
