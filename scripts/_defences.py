@@ -40,36 +40,42 @@ PEERS = (  # that its comparison has, as far as is known; CBD is not sure
 KNOWS = {"none": "", "share": "a share goes, whatever there is", "threshold": "a constant"}
 ORDER = {"finds": 0, "trains": 1, "mends": 2}
 CONTROLS = ("none", "oracle", "random")
-SECOND_LOOK = {  # what was tried and measured, once each, under the patch on 2 % of 10,000 pictures
+SECOND_LOOK = {  # what was tried and measured, once each, under the patch on 2 % of 10,000 pictures unless another is named
     "anp": "a network of 304 channels does not bear that all are disturbed by four tenths: after 300 steps half of the masks are below .2, and those channels are most of the model. Cut off one by one, they take the patch from 86 to 48 %, at 3 points of accuracy (after 300 steps in place of 2,000 the first channel alone took it to 14 %, which is luck: of equal masks the first layer's come first); by twentieths, as until this cell was seen, it cut off none. With `epsilon` .2, .1 and .05, 300 steps each, the backdoor outlived 5 points.",
-    "badloss": "what its score sees, and when: [results](results.md).",
+    "badloss": "see [results](results.md): what its score sees, and when.",
     "cognitive-distillation": "the patch's own nine pixels, on any colour, make the model say its class for 93 % of the poison, but its ten logits then move by 3.2 on average, as much as they are large; other `gamma`, `beta` and features in place of logits gave .55 to .70 on 300 pictures. Keeping probabilities (`keep=probabilities,gamma=0.003`) gave .95 under the patch (2 % success left), and under seven attackers .60 in place of .74, so that the paper's logits stay the default.",
     "d-br": "after two epochs, as its paper has them for 50,000 pictures, the trigger on 2 % of 10,000 is not learned, and who moves furthest says nothing (AUROC .49). After as many steps as the paper's it does (.86, with 29 % of the poison among the 5 % furthest), but unlearning them leaves 82 %.",
-    "eigenguard": "[a page of its own](eigenguard.md).",
+    "eigenguard": "see [a page of its own](eigenguard.md).",
     "fine-pruning": "as fine-tuning.",
     "fine-tuning": "250 pictures, 2.5 %, cost this small network 7 points before the patch is forgotten; what papers report is with 5 % and networks many times as wide.",
     "nad": "as fine-tuning, which makes its teacher.",
     "ngf": "as fine-tuning; the last layer has 64 features, which the trigger and its class may have to share.",
     "scale-up": "its assumption does not hold here: five times as bright, the patch still works on 19 % of pictures, and three quarters of clean ones are taken for two classes, whose pictures seem consistent.",
 }
-READ = {  # what the cells themselves suggest; nothing was tried
-    "agpd": "no class's index reaches its limit, so that nothing is set aside.",
-    "clustering": "nothing is set aside; half of the class has the sinusoid, so that neither cluster is the strange one.",
-    "confusion-training": "none of the poison is set aside.",
+READ = {  # what the cells themselves suggest; nothing was tried. After "It seems that"
+    "agpd": "poison on 2 % does not disperse its class enough for the limit, though it is ranked well under the patch.",
+    "beatrix": "the faint noise on 2 %, and what looks like its class, moves correlations of features no more than pictures do by themselves.",
+    "cbd": "what is learned slowly, as the sinusoid is here, is not among what its first model learns.",
+    "cross-examination": "its watchers, which train for 160 steps, hardly learn the warp: a third of it is set aside, and what is left suffices.",
+    "clustering": "it needs poison to be the smaller part of its class, and a cluster: at 10 % it is 54 % of it, and half of the class has the sinusoid.",
+    "confusion-training": "a trigger that the model has not learned well does not outlive the confusion.",
     "contamination": "no class's index reaches its limit, so that nothing is set aside.",
+    "feature-consistency": "after two epochs on 10,000 pictures a trigger is hardly learned; where it is, the share of 5 % that goes is too small.",
     "flare": "no small cluster comes off the rest, so that nothing is set aside.",
-    "ibd-psc": "of the faint noise the model is less sure than of clean pictures, not more.",
-    "isolation": "the faint noise on 2 % is learned after most clean pictures, not before.",
-    "label-errors": "by design: the poison of other folds teaches the label, so that it is no error to models that saw it.",
+    "frequency-analysis": "a few waves along one axis, and a smooth warp, are spectra that its copies with triggers do not have.",
+    "ibd-psc": "of the faint noise on 2 % the model is less sure than of clean pictures, not more.",
+    "isolation": "the faint noise on 2 % is learned after most clean pictures, not before; of that on 10 % three quarters go, and what is left suffices.",
+    "label-errors": "a label that the poison of other folds teaches is no error to models that saw it, for which alone it looks.",
     "linear-reset": "nothing stands out in any class, so that nothing is set aside.",
-    "map-d": "86 % of the poison go, and what is left suffices.",
-    "near-duplicates": "by design: poison here is no copy of anything.",
-    "neural-cleanse": "no class stands out, so that nothing is unlearned; a trigger that is all over the picture is no small one.",
-    "psbd": "of the faint noise the model is less sure than of clean pictures, not more.",
-    "repair": "of the sinusoid it found nothing; pictures with it look like their class, which their label says rightly, and it looks for those that do not.",
-    "spectral": "half of the class has the sinusoid, so that it is not what lies apart from the class.",
-    "spectre": "as spectral.",
-    "strip": "two thirds of the poison go, and what is left suffices.",
+    "map-d": "86 % of the poison with the sinusoid go, and what is left suffices.",
+    "near-duplicates": "poison here is no copy of anything, for which alone it looks.",
+    "neural-cleanse": "no class stands out, so that nothing is unlearned: a trigger that is all over the picture is no small one.",
+    "pattern": "a warp has no fixed pixels, so that there is no pattern to find.",
+    "psbd": "of the faint noise on 2 % the model is less sure than of clean pictures, not more.",
+    "repair": "what looks like its class, as its label says rightly, and what the model has half learned part a class by too little.",
+    "spectral": "it needs poison to be what lies apart from its class: at 10 % it is 54 % of it, and half of the class has the sinusoid.",
+    "spectre": "it is as with spectral: most of its class is taken for the class.",
+    "strip": "two thirds of the poison with the sinusoid go, and what is left suffices.",
     "vote": "of spectral, scale-up and isolation two have to agree, and no two see enough of this poison.",
 }
 HEADLINE = PLOTS / "defences" / "seven.svg"
@@ -294,21 +300,34 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
         "scores tell poison from clean pictures there (AUROC; .5 is chance, below it poison seems the cleaner, and where it is high the rule is what misses). All of it is one draw: "
         "see above what leaving out 15 % by lot does."
     )
-    parts = [
-        (list(SECOND_LOOK), "Looked at again, where the patch was left; what was tried, once each:"),
-        (list(READ), "Not looked at again; what the cells themselves suggest, which is an inference:"),
-        ([name for name in failing if name not in {**SECOND_LOOK, **READ}], "Not looked at again yet:"),
+    two, ten = set(USUAL), set(USUAL.values())
+    shares = [
+        (
+            "**Not even where a tenth is poisoned**, under the patch or the blend:",
+            [name for name, own in failing.items() if ten & set(own)],
+        ),
+        (
+            "Not where 2 % are poisoned, but where a tenth is, as in their papers:",
+            [name for name, own in failing.items() if two & set(own) and ten & set(tried[name]) and not ten & set(own)],
+        ),
     ]
-    told = {**SECOND_LOOK, **READ}
+    rest = [name for name in failing if not any(name in names for _, names in shares)]
+    shares.append(("Only where the sinusoid or the warp is, or not meant for triggers:", rest))
     blocks = []
-    for names, head in parts:
+    for head, names in shares:
         lines = [
-            f"- **{name}**{ranked(failing[name])}{told.get(name, '')} {at_ten(failing[name], tried[name])}".rstrip(": ")
-            for name in failing
-            if name in names
+            f"- **{name}**{ranked(failing[name])}{explained(name)}{at_ten(failing[name], tried[name])}"
+            for name in names
         ]
         blocks += ["\n".join([head, "", *lines])] if lines else []
     return "\n\n".join(["### A second look", said, *blocks])
+
+
+def explained(name: str) -> str:
+    """What was tried to find out why a defence fails, or what its cells suggest."""
+    tried, suggested = SECOND_LOOK.get(name, ""), READ.get(name, "")
+    parts = [f"Tried: {tried}" if tried else "", f"It seems that {suggested}" if suggested else ""]
+    return "".join(f" {part}" for part in parts if part)
 
 
 def without(attack: str) -> float | None:
@@ -323,18 +342,18 @@ def ranked(own: dict[str, Group]) -> str:
     return (
         " ("
         + ", ".join(name + (f" {seen['all']['auroc']:.2f}".replace(" 0.", " .") if seen else "") for name, seen in told)
-        + "): "
+        + ")."
     )
 
 
 def at_ten(failing: dict[str, Group], own: dict[str, Group]) -> str:
-    """What is left of an attack that a defence fails under, where five times as many pictures are poisoned."""
+    """What is left of an attack that a defence fails under where 2 % are poisoned, where five times as many pictures are."""
     left = [
         f"{attack.partition(':')[0]} {100 * mean(own[more], mean_asr):.0f} %"
         for attack, more in USUAL.items()
         if attack in failing and more in own
     ]
-    return f"Left at 10 %: {', '.join(left)}." if left else ""
+    return f" Left at 10 %: {', '.join(left)}." if left else ""
 
 
 def short(attack: str) -> str:
