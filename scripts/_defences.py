@@ -57,7 +57,7 @@ READ = {  # what the cells themselves suggest; nothing was tried. After "It seem
     "beatrix": "the faint noise on 2 %, and what looks like its class, moves correlations of features no more than pictures do by themselves.",
     "cbd": "what is learned slowly, as the sinusoid is here, is not among what its first model learns.",
     "cross-examination": "its watchers, which train for 160 steps, hardly learn the warp: a third of it is set aside, and what is left suffices.",
-    "clustering": "it needs poison to be the smaller part of its class, and a cluster: at 10 % it is 54 % of it, and half of the class has the sinusoid.",
+    "clustering": "it needs poison to be the smaller part of its class: 2 % of all are 18 % of it, but 10 % are 54 %, and half of the class has the sinusoid.",
     "confusion-training": "a trigger that the model has not learned well does not outlive the confusion.",
     "contamination": "no class's index reaches its limit, so that nothing is set aside.",
     "feature-consistency": "after two epochs on 10,000 pictures a trigger is hardly learned; where it is, the share of 5 % that goes is too small.",
@@ -73,7 +73,7 @@ READ = {  # what the cells themselves suggest; nothing was tried. After "It seem
     "pattern": "a warp has no fixed pixels, so that there is no pattern to find.",
     "psbd": "of the faint noise on 2 % the model is less sure than of clean pictures, not more.",
     "repair": "what looks like its class, as its label says rightly, and what the model has half learned part a class by too little.",
-    "spectral": "it needs poison to be what lies apart from its class: at 10 % it is 54 % of it, and half of the class has the sinusoid.",
+    "spectral": "it needs poison to be what lies apart from its class: 2 % of all are 18 % of it, but 10 % are 54 %, and half of the class has the sinusoid.",
     "spectre": "it is as with spectral: most of its class is taken for the class.",
     "strip": "two thirds of the poison with the sinusoid go, and what is left suffices.",
     "vote": "of spectral, scale-up and isolation two have to agree, and no two see enough of this poison.",
@@ -303,11 +303,11 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
     two, ten = set(USUAL), set(USUAL.values())
     shares = [
         (
-            "**Not even where a tenth is poisoned**, under the patch or the blend:",
+            "Under the patch or the blend on a tenth of all pictures, and elsewhere where that is named:",
             [name for name, own in failing.items() if ten & set(own)],
         ),
         (
-            "Not where 2 % are poisoned, but where a tenth is, as in their papers:",
+            "Where 2 % are poisoned; where a tenth is, as in their papers, they do what these say:",
             [name for name, own in failing.items() if two & set(own) and ten & set(tried[name]) and not ten & set(own)],
         ),
     ]
