@@ -15,9 +15,7 @@ __all__ = ["Independent", "Rare", "independent", "rare", "two_groups"]
 
 MOST_ROUNDS = 100  # of the fixed-point iteration, for each component
 STILL = 1e-3
-ASIDE = (
-    0.01  # by which a row is moved before it is begun from, so that none is at the middle, and none where another is
-)
+ASIDE = 0.01  # by which a row is moved before it is begun from: none is at the middle, or where another is
 FEWER, MORE = 0.75, 1.1  # times as much company of the same label: clearly fewer, clearly more
 
 
