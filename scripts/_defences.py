@@ -244,7 +244,7 @@ def alone(kinds: dict[str, Any]) -> str:
         "the share of poison set aside / of clean pictures. What papers claim is for their networks and rates (mostly ResNet-18, 50,000 pictures, 5 to 10 % of them poisoned), in words where no figure is known to us. Empty cells were not run yet."
     )
     more = {called: own for called, own in by_name.items() if set(own) & set(many)}
-    at_more = "The same with five times as many poisoned pictures, 10 % of all, which is the rate that most papers have; of those whose papers claim something of triggers, and of our own."
+    at_more = "The same with five times as many poisoned pictures, 10 % of all, which is the rate that most papers have; of those whose papers claim something of triggers, and of our own. How repair looks for components was changed after its cell under this blend was seen (it left 99 %): optimistic for it."
     parts = [
         "## One attacker at a time: what papers say, and what is seen here",
         said,
@@ -307,7 +307,7 @@ def second_look(by_name: dict[str, dict[str, Group]]) -> str:
             [name for name, own in failing.items() if ten & set(own)],
         ),
         (
-            "Where 2 % are poisoned; where a tenth is, as in their papers, they do what these say:",
+            "Where 2 % are poisoned, but not where a tenth is, as in most papers (less than half of the gain is left there; how much, and what it costs, the table above has):",
             [name for name, own in failing.items() if two & set(own) and ten & set(tried[name]) and not ten & set(own)],
         ),
     ]
